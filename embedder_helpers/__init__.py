@@ -1,0 +1,14 @@
+"""Join a frozen, truncated Gemma to RoBERTa and score the embedder as MTEB does.
+
+The modules stand in the order in which a text travels: config, platform, presets, tasks, tokens,
+gemma, pooling, projection, roberta, embedder, training, protocol, run, report.
+Importing the package imports none of them, so that a mistake in a config is told at once.
+"""
+
+import os
+
+__version__ = "0.1.0"
+
+# TensorFlow is Keras's default; a user's own choice stands. Its start-up lines say nothing of use.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

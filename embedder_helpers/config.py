@@ -1,0 +1,329 @@
+"""The Experiment: everything that determines a result, read from a YAML file and overrides.
+
+Every key is checked when the Experiment is made; what only a model or a data set can tell (how many
+blocks there are, say) is checked by the module that loads it, still before any long work.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+
+
+class InputError(ValueError):
+    """What a person gave cannot be used; the message says what, where and what to do."""
+
+
+class Rule(NamedTuple):
+    """What a key may hold: in words, and as a function that gives the value or raises."""
+
+    allowed: str
+    accept: Callable[[Any], Any]
+
+
+def one_of(*values: str) -> Rule:
+    """One of a few words."""
+
+    def accept(value):
+        if value not in values:
+            raise ValueError
+        return value
+
+    return Rule("one of " + ", ".join(values), accept)
+
+
+def whole(minimum: int, maximum: float = math.inf) -> Rule:
+    """A whole number in a closed range."""
+
+    def accept(value):
+        if type(value) is not int or not minimum <= value <= maximum:
+            raise ValueError
+        return value
+
+    upper = "" if maximum == math.inf else f" and at most {maximum}"
+    return Rule(f"a whole number of at least {minimum}{upper}", accept)
+
+
+def positive() -> Rule:
+    """A finite number above zero; YAML reads 1e-5 as text, so text that is a number will do."""
+
+    def accept(value):
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError
+        return number
+
+    return Rule("a number above 0", accept)
+
+
+def text() -> Rule:
+    """Text that is not empty."""
+
+    def accept(value):
+        if isinstance(value, Path):
+            value = str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError
+        return value
+
+    return Rule("a text", accept)
+
+
+def cutoff_or_list() -> Rule:
+    """A cutoff in either spelling, or several; their upper bound is the model's to tell."""
+
+    def accept(value):
+        several = isinstance(value, (list, tuple))
+        numbers = list(value) if several else [value]
+        if not numbers or any(type(number) is not int or number == 0 for number in numbers):
+            raise ValueError
+        return tuple(numbers) if several else value
+
+    words = "a whole number from 1 to the number of Gemma's blocks, or from -1 (all blocks) down"
+    return Rule(f"{words}, or a list of such numbers that is not empty", accept)
+
+
+def optional(rule: Rule) -> Rule:
+    """The rule, or null."""
+    return Rule(
+        f"{rule.allowed}, or null", lambda value: None if value is None else rule.accept(value)
+    )
+
+
+def key(default: Any, rule: Rule, about: str) -> Any:
+    """A field of Experiment with its rule and its documentation."""
+    return field(default=default, metadata={"rule": rule, "about": about})
+
+
+KINDS = ("hybrid", "gemma_only", "roberta_only")
+
+TASK_KEYS = (
+    "task",
+    "task_data",
+    "text_column",
+    "label_column",
+    "samples_per_label",
+    "max_tokens",
+    "pooling",
+)
+GEMMA_KEYS = ("llm_preset", "llm_layers", "layer_pooling", "final_norm")
+PROJECTION_KEYS = ("fusion", "projection")
+ROBERTA_KEYS = ("slm_preset", "epochs", "seed")
+TRAINING_KEYS = (
+    "batch_size",
+    "learning_rate",
+    "projection_learning_rate",
+    "train_split",
+    "max_train_texts",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that determines one result.
+
+    Raises:
+        InputError: a value is of the wrong type or impossible; names key, value and what is allowed.
+    """
+
+    task: str = key(
+        "sample",
+        text(),
+        "an MTEB task by its MTEB name, `sample` (built in), or the path of a folder or file",
+    )
+    task_data: str | None = key(
+        None, optional(text()), "a local folder or file to read the named task from, not the hub"
+    )
+    text_column: str = key("text", text(), "name of the text column of local data")
+    label_column: str = key("label", text(), "name of the label column of local data")
+    samples_per_label: int | None = key(
+        None,
+        optional(whole(1)),
+        "texts of each label that one protocol experiment draws; null: the task's own (8 if local)",
+    )
+    kind: str = key("hybrid", one_of(*KINDS), "the embedder")
+    llm_preset: str = key(
+        "tiny_gemma",
+        text(),
+        "Gemma: `tiny_gemma` (built in), a Keras preset, an hf:// or kaggle:// handle, a folder",
+    )
+    llm_layers: int | tuple[int, ...] = key(
+        -1,
+        cutoff_or_list(),
+        "the cutoff: 1 … n counts kept blocks, -1 … -n is the Layer Number; a list is pooled",
+    )
+    layer_pooling: str = key(
+        "mean", one_of("mean", "max"), "how several cutoffs become one state per token"
+    )
+    final_norm: str = key(
+        "rms",
+        one_of("rms", "learned", "last", "none"),
+        "norm behind each cutoff: `rms` without a scale, Gemma's `learned` final norm, "
+        "`last` = learned behind the last block only, `none` = the raw residual stream",
+    )
+    fusion: str = key("replace", one_of("replace"), "how projected states enter RoBERTa")
+    projection: str = key("linear", one_of("linear", "mlp"), "the projection into RoBERTa's space")
+    slm_preset: str = key(
+        "tiny_roberta",
+        text(),
+        "RoBERTa: `tiny_roberta` (built in), a Keras preset, a handle, a folder",
+    )
+    pooling: str = key(
+        "mean",
+        one_of("mean", "max", "first", "last"),
+        "how token states become one embedding; padding never counts",
+    )
+    max_tokens: int = key(
+        256, whole(3), "tokens of a text that are read, special tokens included; the rest is cut"
+    )
+    seed: int = key(33, whole(0, 2**32 - 1), "seed of weights, dropout and batches")
+    epochs: int = key(3, whole(0), "passes over the training texts; 0 leaves RoBERTa untrained")
+    batch_size: int = key(32, whole(1), "texts per training step")
+    learning_rate: float = key(5e-5, positive(), "AdamW's rate for RoBERTa, decaying to 0")
+    projection_learning_rate: float = key(
+        1e-3, positive(), "AdamW's rate for projection and head, decaying to 0"
+    )
+    train_split: str = key(
+        "train",
+        one_of("train", "validation"),
+        "split to train on; `validation` (the original study's) swaps the two splits' roles",
+    )
+    max_train_texts: int | None = key(
+        None, optional(whole(2)), "train on this many texts at most, drawn by label; null: all"
+    )
+
+    def __post_init__(self):
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            rule = one.metadata["rule"]
+            try:
+                accepted = rule.accept(value)
+            except (ValueError, TypeError):
+                raise InputError(f"{one.name} is {value!r}, but must be {rule.allowed}") from None
+            object.__setattr__(self, one.name, accepted)
+
+    def determining(self) -> dict[str, Any]:
+        """The keys that determine the result of this kind: Gemma alone has no epochs, say."""
+        names = ("kind", *TASK_KEYS)
+        if self.kind != "roberta_only":
+            names += GEMMA_KEYS
+        if self.kind == "hybrid":
+            names += PROJECTION_KEYS
+        if self.kind != "gemma_only":
+            names += ROBERTA_KEYS + (TRAINING_KEYS if self.epochs else ())
+        return {name: getattr(self, name) for name in names}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every key, with lists where JSON and YAML have lists."""
+        values = dataclasses.asdict(self)
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+
+def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Experiment:
+    """An Experiment from keys and values.
+
+    Args:
+        values: the keys to set; the others keep their defaults.
+        where: what the keys were read from, for messages.
+
+    Raises:
+        InputError: an unknown key (with the nearest known one), or a value that is not allowed.
+    """
+    known = [one.name for one in dataclasses.fields(Experiment)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(
+                f"{where}: unknown key {str(name)!r}{guess} Known keys: {', '.join(known)}"
+            )
+    try:
+        return Experiment(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def load_experiment(config: str | Path, **overrides: Any) -> Experiment:
+    """The Experiment of a config file, with single keys overridden.
+
+    Args:
+        config: the path of a YAML file, or the name of one in `configs/` (`"quickstart"`).
+        overrides: keys to set instead of the file's; None keeps the file's.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key, a value that is not allowed.
+    """
+    path = find_config(config)
+    changed = {name: value for name, value in overrides.items() if value is not None}
+    return make_experiment({**read_config(path), **changed}, where=str(config))
+
+
+def find_config(config: str | Path) -> Path:
+    """The file that a path, or a name in `configs/`, stands for."""
+    for path in (Path(config), CONFIG_FOLDER / f"{config}.yaml"):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+    near = difflib.get_close_matches(Path(config).stem, names, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"no config file {str(config)!r}{guess} Give a path, or one of: {', '.join(names)}"
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not YAML: {reason}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold `key: value` lines, such as `task: sample`")
+    return values
+
+
+def parse_override(setting: str) -> tuple[str, Any]:
+    """`key=value` of a command line, the value read as YAML reads it."""
+    name, equals, value = setting.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"--set {setting!r}: write key=value, such as --set llm_layers=10")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {setting!r}: the value is not YAML") from None
+
+
+def cutoffs(llm_layers: int | tuple[int, ...], blocks: int) -> tuple[int, ...]:
+    """Cutoffs counted from the bottom, 1 … blocks, in rising order.
+
+    Args:
+        llm_layers: as in the Experiment; -1 is the last block, -2 the one before it.
+        blocks: how many blocks the model has.
+
+    Raises:
+        InputError: a cutoff beyond the model, or one named twice.
+    """
+    numbers = llm_layers if isinstance(llm_layers, tuple) else (llm_layers,)
+    for number in numbers:
+        if abs(number) > blocks:
+            raise InputError(
+                f"llm_layers is {number}, but this Gemma has {blocks} blocks: "
+                f"use 1 … {blocks}, or -1 … -{blocks}"
+            )
+    found = sorted(number if number > 0 else blocks + 1 + number for number in numbers)
+    if len(set(found)) < len(found):
+        raise InputError(f"llm_layers is {list(numbers)}, which names a block twice")
+    return tuple(found)

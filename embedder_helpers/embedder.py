@@ -1,0 +1,180 @@
+"""The three embedders behind one `encode(texts)`: hybrid, Gemma alone, RoBERTa alone.
+
+Each works in two steps: `prepare` does what training never changes (token ids, or frozen Gemma's
+states) and `embed` does the rest, so that training repeats only the second.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from keras import ops
+from tqdm.auto import tqdm
+
+from embedder_helpers.config import Experiment, InputError, cutoffs
+from embedder_helpers.gemma import Gemma
+from embedder_helpers.pooling import pool
+from embedder_helpers.presets import Preset, find_preset
+from embedder_helpers.projection import build_projection
+from embedder_helpers.roberta import encode_embeddings, load_roberta
+from embedder_helpers.tasks import check_texts
+from embedder_helpers.tokens import Ragged, inference_batches, tokenise
+
+ROBERTA_TOKENS = 4096  # tokens a batch when RoBERTa only encodes
+
+
+class Embedder(Protocol):
+    """What the three kinds share.
+
+    Attributes:
+        model: the trained part, a Keras model `{"inputs", "mask"} -> (texts, width)`; None for
+            Gemma alone.
+        truncated: texts that were cut at `max_tokens` since the embedder was made.
+    """
+
+    model: keras.Model | None
+    truncated: int
+
+    def prepare(self, texts: Sequence[str]) -> Ragged:
+        """What training never changes: token ids, or Gemma's states."""
+
+    def embed(self, prepared: Ragged) -> np.ndarray:
+        """Embeddings `(texts, width)` float32."""
+
+
+def encode(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+    """Embeddings `(texts, width)` float32, in the order of the texts.
+
+    Raises:
+        InputError: a text that is None, NaN, empty or not a string; names the rows.
+    """
+    check_texts(texts, "encode")
+    return embedder.embed(embedder.prepare(texts))
+
+
+def find_presets(experiment: Experiment) -> dict[str, Preset]:
+    """The presets that an Experiment's kind uses, by their key; checks cutoff and length.
+
+    Raises:
+        InputError: a preset cannot be had, or has no such block or fewer positions.
+    """
+    roles = {
+        "hybrid": ("llm_preset", "slm_preset"),
+        "gemma_only": ("llm_preset",),
+        "roberta_only": ("slm_preset",),
+    }[experiment.kind]
+    presets = {role: find_preset(role, getattr(experiment, role)) for role in roles}
+    if "llm_preset" in presets:
+        cutoffs(experiment.llm_layers, presets["llm_preset"].blocks)
+    if "slm_preset" in presets and experiment.max_tokens > presets["slm_preset"].positions:
+        raise InputError(
+            f"max_tokens is {experiment.max_tokens}, but {experiment.slm_preset} has "
+            f"{presets['slm_preset'].positions} positions: use at most that many"
+        )
+    return presets
+
+
+def build_embedder(experiment: Experiment) -> Embedder:
+    """The embedder of an Experiment, its pretrained weights loaded and nothing trained.
+
+    Raises:
+        InputError: a preset cannot be used.
+    """
+    presets = find_presets(experiment)
+    keras.utils.set_random_seed(experiment.seed)
+    gemma = None
+    if "llm_preset" in presets:
+        gemma = Gemma(
+            presets["llm_preset"],
+            experiment.llm_layers,
+            experiment.layer_pooling,
+            experiment.final_norm,
+        )
+    if experiment.kind == "gemma_only":
+        return GemmaOnly(gemma, experiment)
+    return WithRoberta(presets["slm_preset"], gemma, experiment)
+
+
+class GemmaOnly:
+    """Text → Gemma's states → pool. Nothing is trained."""
+
+    def __init__(self, gemma: Gemma, experiment: Experiment):
+        self.gemma = gemma
+        self.pooling = experiment.pooling
+        self.max_tokens = experiment.max_tokens
+        self.model = None
+        self.truncated = 0
+
+    def prepare(self, texts: Sequence[str]) -> Ragged:
+        """Token ids."""
+        ids, truncated = self.gemma.tokenise(texts, self.max_tokens)
+        self.truncated += int(truncated.sum())
+        return ids
+
+    def embed(self, prepared: Ragged) -> np.ndarray:
+        """Embeddings; each batch is pooled at once, so no states are kept."""
+        embeddings = np.empty((len(prepared), self.gemma.width), "float32")
+        for rows, states, mask in self.gemma.walk(prepared):
+            pooled = pool(states, mask, self.pooling)
+            embeddings[rows] = ops.convert_to_numpy(pooled)[: len(rows)]
+        return embeddings
+
+
+class WithRoberta:
+    """Text → (Gemma's states → projection, or RoBERTa's own embeddings) → RoBERTa → pool."""
+
+    def __init__(self, preset: Preset, gemma: Gemma | None, experiment: Experiment):
+        # === Layers ===
+        self.gemma = gemma
+        roberta, self.tokenizer = load_roberta(preset.handle)
+
+        # === Functional model ===
+        mask = keras.Input((None,), dtype="int32", name="mask")
+        if gemma is None:
+            inputs = keras.Input((None,), dtype="int32", name="inputs")
+            embeddings = roberta.token_embedding(inputs)
+        else:
+            inputs = keras.Input((None, gemma.width), name="inputs")
+            projection = build_projection(experiment.projection, gemma.width, preset.width)
+            embeddings = projection(inputs)
+        states = encode_embeddings(roberta, embeddings, mask)
+        self.model = keras.Model(
+            {"inputs": inputs, "mask": mask}, pool(states, mask, experiment.pooling)
+        )
+
+        # === Config ===
+        self.width = preset.width
+        self.max_tokens = experiment.max_tokens
+        self.truncated = 0
+
+    def prepare(self, texts: Sequence[str]) -> Ragged:
+        """RoBERTa's token ids, or frozen Gemma's states."""
+        if self.gemma is None:
+            ids, truncated = tokenise(self.tokenizer, texts, self.max_tokens, end=True)
+            prepared = ids
+        else:
+            ids, truncated = self.gemma.tokenise(texts, self.max_tokens)
+            prepared = self.gemma.states(ids)
+        self.truncated += int(truncated.sum())
+        return prepared
+
+    def embed(self, prepared: Ragged) -> np.ndarray:
+        """Embeddings of the trained part as it stands."""
+        embeddings = np.empty((len(prepared), self.width), "float32")
+        for rows, output in predict(self.model, prepared, "RoBERTa"):
+            embeddings[rows] = output
+        return embeddings
+
+
+def predict(model: keras.Model, prepared: Ragged, name: str) -> Any:
+    """Rows and outputs of a Keras model on `{"inputs", "mask"}`, batch by batch.
+
+    Costs one pass over every token; padding is bounded by the buckets.
+    """
+    with tqdm(total=len(prepared), desc=name, unit="text") as bar:
+        for rows, length, texts in inference_batches(prepared.lengths, ROBERTA_TOKENS):
+            values, mask = prepared.padded(rows, length, texts)
+            output = model.predict_on_batch({"inputs": values, "mask": mask})
+            yield rows, output[: len(rows)]
+            bar.update(len(rows))

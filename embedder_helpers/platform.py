@@ -1,0 +1,93 @@
+"""Where the code runs: Kaggle, Colab or a machine of one's own; its versions, devices and secrets."""
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+from embedder_helpers.config import InputError
+
+PACKAGES = ("keras", "keras-hub", "tensorflow", "scikit-learn", "datasets", "numpy")
+
+
+def name() -> str:
+    """`kaggle`, `colab` or `local`."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "kaggle"
+    return "colab" if "google.colab" in sys.modules else "local"
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, `python` among them."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def devices() -> list[str]:
+    """The devices that Keras computes on, in words."""
+    import keras
+
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        names = [detail.get("device_name", "GPU") for detail in details]
+    else:
+        names = [device for device in keras.distribution.list_devices() if "cpu" not in device]
+    return names or [f"CPU, {os.cpu_count()} cores"]
+
+
+def describe(out: str | Path) -> str:
+    """Lines that say what runs where, and where the results go."""
+    found = ", ".join(f"{package} {version}" for package, version in versions().items())
+    return f"platform  {name()}: {', '.join(devices())}\nversions  {found}\nresults   {Path(out).resolve()}"
+
+
+def secret(label: str) -> str | None:
+    """A secret by its name: from the environment, Kaggle's secrets or Colab's; None if nowhere."""
+    if os.environ.get(label):
+        return os.environ[label]
+    for read in (_kaggle_secret, _colab_secret):
+        try:
+            return read(label)
+        except Exception:  # each service has errors of its own for "not there"
+            continue
+    return None
+
+
+def _kaggle_secret(label: str) -> str:
+    from kaggle_secrets import UserSecretsClient
+
+    return UserSecretsClient().get_secret(label)
+
+
+def _colab_secret(label: str) -> str:
+    from google.colab import userdata
+
+    return userdata.get(label)
+
+
+def writable_folder(path: str | Path) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    folder = Path(path)
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"the output folder {folder} cannot be written ({error.strerror}): "
+            "choose another with --out (in the notebook: OUT)"
+        ) from None
+    return folder

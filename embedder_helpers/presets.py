@@ -1,0 +1,206 @@
+"""Presets: find one by name, handle or folder, read its shape, and say plainly what is wrong.
+
+Nothing here loads weights. A preset is a folder in Keras's or Hugging Face's format, wherever it lies.
+"""
+
+import difflib
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedder_helpers import platform
+from embedder_helpers.config import InputError
+
+BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+BUILTIN = ("tiny_gemma", "tiny_roberta")
+
+# The architectures that can take each place, as Keras and as Hugging Face spell them.
+FAMILIES = {
+    "llm_preset": (
+        "Gemma 1, 2 or 3 text model",
+        {"GemmaBackbone", "Gemma3Backbone", "gemma", "gemma2", "gemma3_text"},
+    ),
+    "slm_preset": (
+        "RoBERTa model",
+        {"RobertaBackbone", "XLMRobertaBackbone", "roberta", "xlm-roberta"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset that was found.
+
+    Attributes:
+        name: as the Experiment spells it.
+        handle: what `from_preset` takes.
+        fingerprint: determined by the content of a folder, or by the version of a handle.
+        blocks: transformer blocks.
+        width: size of a token state.
+        positions: tokens it can take at most, None where nothing bounds them.
+    """
+
+    name: str
+    handle: str
+    fingerprint: str
+    blocks: int
+    width: int
+    positions: int | None
+
+
+def find_preset(role: str, name: str) -> Preset:
+    """The preset that a key of the Experiment names.
+
+    Args:
+        role: `llm_preset` or `slm_preset`.
+        name: a built-in or Keras preset's name, a `kaggle://` or `hf://` handle, or a folder.
+
+    Raises:
+        InputError: it does not exist, cannot be reached or read, or is of another family.
+    """
+    config, handle, fingerprint = _read_config(role, name)
+    words, architectures = FAMILIES[role]
+    found = config.get("class_name") or config.get("model_type")
+    shape = config.get("config", config)
+    if found not in architectures or shape.get("vision_encoder"):
+        raise InputError(f"{role} {name!r} is a {found}, but a {words} is needed")
+    return Preset(
+        name=name,
+        handle=handle,
+        fingerprint=fingerprint,
+        blocks=shape.get("num_layers") or shape["num_hidden_layers"],
+        width=shape.get("hidden_dim") or shape["hidden_size"],
+        positions=_positions(shape) if role == "slm_preset" else None,
+    )
+
+
+def _positions(shape: dict[str, Any]) -> int:
+    # Hugging Face counts two rows of the table that no token uses.
+    return shape.get("max_sequence_length") or shape["max_position_embeddings"] - 2
+
+
+def _read_config(role: str, name: str) -> tuple[dict[str, Any], str, str]:
+    """Config, handle and fingerprint of a preset."""
+    folder = BUILTIN_FOLDER / name if name in BUILTIN else Path(name)
+    if folder.is_dir():
+        return _json(role, folder / "config.json"), str(folder), folder_fingerprint(folder)
+    if name.startswith("hf://"):
+        path = _from_hugging_face(role, name)
+        return _json(role, path), name, f"{name}@{path.parent.name}"
+    handle = name if name.startswith("kaggle://") else _kaggle_handle(role, name)
+    return _json(role, _from_kaggle(role, name, handle)), name, handle
+
+
+def _json(role: str, path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(
+            f"{role}: {path.parent} is not a preset: it has no readable config.json"
+        ) from None
+
+
+@functools.cache
+def folder_fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's files (a second per gigabyte)."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _kaggle_handle(role: str, name: str) -> str:
+    """The Kaggle handle of one of Keras's own presets."""
+    import keras_hub
+
+    if any(mark in name for mark in ("/", "\\", ".")):
+        raise InputError(f"{role}: there is no folder {name!r}")
+    classes = {
+        "llm_preset": (keras_hub.models.GemmaBackbone, keras_hub.models.Gemma3Backbone),
+        "slm_preset": (keras_hub.models.RobertaBackbone,),
+    }[role]
+    known = {preset: data for one in classes for preset, data in one.presets.items()}
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, *BUILTIN], n=1)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"{role}: there is no preset {name!r}{guess} "
+            "Give a preset's name, an hf:// or kaggle:// handle, or a folder"
+        )
+    return known[name]["kaggle_handle"]
+
+
+def _from_kaggle(role: str, name: str, handle: str) -> Path:
+    """The config.json of a Kaggle model, fetched or attached."""
+    import kagglehub
+
+    page = "https://www.kaggle.com/models/" + "/".join(handle.removeprefix("kaggle://").split("/")[:2])
+    try:
+        return Path(kagglehub.model_download(handle.removeprefix("kaggle://"), "config.json"))
+    except Exception as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise InputError(
+                f"{role}: Kaggle does not let you have {name!r} (HTTP {status}): accept the licence "
+                f"at {page}, and outside Kaggle set KAGGLE_USERNAME and KAGGLE_KEY "
+                "(https://www.kaggle.com/settings, Create New Token)"
+            ) from None
+        if status == 404 or isinstance(error, ValueError):
+            raise InputError(f"{role}: Kaggle has no model {name!r}: see {page}") from None
+        raise InputError(
+            f"{role}: Kaggle cannot be reached for {name!r}: switch the network on "
+            f"(on Kaggle: Settings, Internet), attach the model, or give a folder ({_kind(error)})"
+        ) from None
+
+
+def _from_hugging_face(role: str, name: str) -> Path:
+    """The config.json of a Hugging Face model, fetched or cached."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    token = hugging_face_token()
+    page = "https://huggingface.co/" + name.removeprefix("hf://")
+    advice = (
+        "set HUGGING_FACE_TOKEN in the environment (on Kaggle: Add-ons, Secrets; on Colab: the key "
+        "in the side bar) to a token from https://huggingface.co/settings/tokens"
+    )
+    try:
+        return Path(huggingface_hub.hf_hub_download(name.removeprefix("hf://"), "config.json"))
+    except errors.GatedRepoError:
+        step = f"accept the licence at {page} with the token's account" if token else advice
+        raise InputError(f"{role}: {name} is gated: {step}") from None
+    except errors.RepositoryNotFoundError:
+        step = "check the spelling" if token else f"check the spelling, and if it is private {advice}"
+        raise InputError(f"{role}: Hugging Face shows no model {name}: {step}") from None
+    except (errors.HFValidationError, errors.EntryNotFoundError) as error:
+        if not isinstance(error, errors.LocalEntryNotFoundError):
+            raise InputError(f"{role}: {name} is not a model in Keras's or Transformers' format") from None
+        raise _no_network(role, name, error) from None
+    except Exception as error:
+        raise _no_network(role, name, error) from None
+
+
+def _no_network(role: str, name: str, error: Exception) -> InputError:
+    return InputError(
+        f"{role}: Hugging Face cannot be reached for {name}: switch the network on "
+        f"(on Kaggle: Settings, Internet) or give a folder ({_kind(error)})"
+    )
+
+
+def _kind(error: Exception) -> str:
+    # The error's kind alone: the text of a network error can hold addresses with tokens in them.
+    return type(error).__name__
+
+
+def hugging_face_token() -> str | None:
+    """The user's HUGGING_FACE_TOKEN, handed on under the name that Hugging Face's libraries read."""
+    token = platform.secret("HUGGING_FACE_TOKEN") or os.environ.get("HF_TOKEN")
+    if token:
+        os.environ["HF_TOKEN"] = token
+    return token

@@ -1,0 +1,450 @@
+"""Tasks: the 12 English MTEB classification tasks, local files, and the built-in sample.
+
+A task's texts stay where `datasets` keeps them (memory-mapped files, for the hub); labels are read whole.
+Bad data is told here, by file and row, before a model is loaded.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from embedder_helpers.config import InputError
+
+SAMPLE_FOLDER = Path(__file__).parent / "builtin" / "sample"
+FORMATS = (".jsonl", ".csv", ".parquet")
+HELD_OUT = 0.1  # share of train that is held out where a task has no validation split
+FILE_TEST = 0.25  # share of a single file without a `split` column that becomes the test split
+SPLIT_SEED = 42  # not the Experiment's: all seeds train and are scored on the same rows
+DEFAULT_DRAWS = 8  # MTEB's samples_per_label where a task sets none
+
+
+class Source(NamedTuple):
+    """Where MTEB 2 has a task, and how many texts of each label its protocol draws."""
+
+    path: str
+    revision: str
+    subset: str | None = None
+    draws: int = DEFAULT_DRAWS
+    validation: bool = False
+    test_rows: int | None = None  # MTEB takes a stratified sample of the test split
+
+
+# Source: mteb 2.26, the tasks' metadata.
+MTEB_TASKS = {
+    "AmazonCounterfactualClassification": Source(
+        "mteb/amazon_counterfactual", "1f7e6a9d6fa6e64c53d146e428565640410c0df1", "en", 32, True
+    ),
+    "AmazonPolarityClassification": Source(
+        "mteb/amazon_polarity", "e2d317d38cd51312af73b3d32a06d1a08b442046"
+    ),
+    "AmazonReviewsClassification": Source(
+        "mteb/AmazonReviewsClassification",
+        "6b5d328eaae8ef408dd7d775040245cf86f92e9d",
+        "en",
+        validation=True,
+    ),
+    "Banking77Classification": Source("mteb/banking77", "0fd18e25b25c072e09e0d92ab615fda904d66300"),
+    "EmotionClassification": Source(
+        "mteb/emotion", "4f58c6b202a23cf9a4da393831edf4f9183cad37", draws=16, validation=True
+    ),
+    "ImdbClassification": Source("mteb/imdb", "3d86128a09e091d6018b6d26cad27f2739fc2db7"),
+    "MassiveIntentClassification": Source(
+        "mteb/amazon_massive_intent",
+        "4672e20407010da34463acc759c162ca9734bca6",
+        "en",
+        validation=True,
+    ),
+    "MassiveScenarioClassification": Source(
+        "mteb/amazon_massive_scenario",
+        "fad2c6e8459f9e1c45d9315f4953d921437d70f8",
+        "en",
+        validation=True,
+    ),
+    "MTOPDomainClassification": Source(
+        "mteb/MTOPDomainClassification",
+        "a76d16fae880597b9c73047b50159220a441cb54",
+        "en",
+        validation=True,
+    ),
+    "MTOPIntentClassification": Source(
+        "mteb/MTOPIntentClassification",
+        "2992d820f31312593c49a4890430aadadb0f0039",
+        "en",
+        validation=True,
+    ),
+    "ToxicConversationsClassification": Source(
+        "mteb/toxic_conversations_50k",
+        "edfaf9da55d3dd50d43143d90c1ac476895ae6de",
+        draws=16,
+        test_rows=2048,
+    ),
+    "TweetSentimentExtractionClassification": Source(
+        "mteb/tweet_sentiment_extraction", "d604517c81ca91fe16a244d1248fc021f9ecee7a", draws=32
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split, in their own order.
+
+    Attributes:
+        name: what to call it in messages.
+        rows: a `datasets.Dataset` with the columns `text` and `label`.
+    """
+
+    name: str
+    rows: Any
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """`(n,)` labels, integers or strings as the data have them."""
+        return np.asarray(self.rows["label"][:])
+
+    def texts(self, rows: Sequence[int] | None = None) -> list[str]:
+        """The texts of some rows (default: all), checked to be texts."""
+        chosen = self.rows if rows is None else self.rows.select(rows)
+        texts = chosen["text"][:]
+        numbers = range(len(texts)) if rows is None else rows
+        check_texts(texts, self.name, numbers=numbers, allow_empty=True)
+        return texts
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task.
+
+    Attributes:
+        train: MTEB's train split, whole; the protocol draws from it.
+        training_rows: rows of `train` that training may use (all, or all but the held-out ones).
+        validation: what training watches; held out of `train` where the task has none.
+        samples_per_label: texts of each label that one protocol experiment draws.
+        notes: what a reader of the scores should know, one sentence each.
+        fingerprint: determined by the data.
+    """
+
+    name: str
+    train: Split
+    training_rows: np.ndarray
+    validation: Split
+    test: Split
+    samples_per_label: int
+    notes: tuple[str, ...]
+    fingerprint: str
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """The labels of the train split, sorted."""
+        return np.unique(self.train.labels)
+
+
+def load_task(
+    name: str,
+    *,
+    data: str | None = None,
+    text_column: str = "text",
+    label_column: str = "label",
+    samples_per_label: int | None = None,
+) -> Task:
+    """A task by its MTEB name, `sample`, or the path of a local folder or file.
+
+    Args:
+        name: the task.
+        data: a local folder or file that holds the named task's data.
+        text_column: the text column of local data.
+        label_column: the label column of local data.
+        samples_per_label: overrides the task's own number of draws.
+
+    Raises:
+        InputError: unknown task, no network, or data that cannot be used; names file and rows.
+    """
+    source = MTEB_TASKS.get(name)
+    draws = samples_per_label or (source.draws if source else DEFAULT_DRAWS)
+    from_hub = source is not None and data is None
+    if from_hub:
+        splits, fingerprint = _from_hub(name, source), f"{source.path}@{source.revision}"
+    else:
+        path = Path(data or (SAMPLE_FOLDER if name == "sample" else name))
+        splits = _from_disk(path, name, text_column, label_column)
+        fingerprint = _fingerprint(splits)
+    notes = _check_labels(splits, draws, strict=not from_hub)
+    return _with_validation(Path(name).stem, splits, draws, notes, fingerprint)
+
+
+def stratified_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`count` rows in rising order, each label with its share, drawn by the seed."""
+    generator = np.random.default_rng(seed)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        # The i-th of m rows of a label stands at (i + u) / m: the lowest places have every label.
+        place[rows] = (np.arange(len(rows)) + generator.random()) / len(rows)
+    return np.sort(np.argsort(place, kind="stable")[:count])
+
+
+def check_texts(
+    texts: Sequence[Any],
+    where: str,
+    *,
+    numbers: Sequence[int] | None = None,
+    allow_empty: bool = False,
+) -> None:
+    """Raises InputError that counts and names the rows (from 1) that hold no usable text."""
+    numbers = range(len(texts)) if numbers is None else numbers
+    bad: dict[str, list[int]] = {}
+    for number, text in zip(numbers, texts, strict=True):
+        if fault := _fault(text, allow_empty):
+            bad.setdefault(fault, []).append(int(number) + 1)
+    if bad:
+        found = "; ".join(f"{fault} in {_name_rows(rows)}" for fault, rows in bad.items())
+        raise InputError(f"{where}: every text must be a non-empty string, but found {found}")
+
+
+def _fault(text: Any, allow_empty: bool) -> str | None:
+    if isinstance(text, str):
+        return None if text.strip() or allow_empty else "an empty text"
+    if text is None:
+        return "None"
+    if isinstance(text, float) and math.isnan(text):
+        return "NaN"
+    return f"a value of type {type(text).__name__}"
+
+
+def _name_rows(rows: Sequence[int], most: int = 5) -> str:
+    """`row 7` or `3 rows (2, 5, 9)`, counted from 1."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    more = ", …" if len(rows) > most else ""
+    return f"{len(rows)} rows ({', '.join(map(str, rows[:most]))}{more})"
+
+
+def _from_hub(name: str, source: Source) -> dict[str, Split]:
+    """The English splits at MTEB's pinned revision, memory-mapped."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset(source.path, source.subset, revision=source.revision)
+    except Exception as error:  # many kinds, by the version of datasets
+        raise InputError(
+            f"{name} cannot be loaded from the hub ({type(error).__name__}): switch the network on, "
+            "or set task_data to a folder with train and test files"
+        ) from None
+    wanted = ("train", "validation", "test") if source.validation else ("train", "test")
+    splits = {split: found[split].select_columns(["text", "label"]) for split in wanted}
+    if source.test_rows and len(splits["test"]) > source.test_rows:
+        splits["test"] = _mteb_subsample(splits["test"], source.test_rows)
+    return {split: Split(f"{name}, {split}", rows) for split, rows in splits.items()}
+
+
+def _mteb_subsample(rows: Any, count: int) -> Any:
+    """The stratified sample that MTEB takes of a large test split (its seed is 42)."""
+    encoded = rows.add_column("row", list(range(len(rows)))).class_encode_column("label")
+    chosen = encoded.train_test_split(test_size=count, seed=42, stratify_by_column="label")["test"]
+    return rows.select(chosen["row"])
+
+
+def _from_disk(path: Path, name: str, text_column: str, label_column: str) -> dict[str, Split]:
+    """The splits of a folder of train/validation/test files, or of a single file."""
+    if path.is_dir():
+        files = {split: _split_file(path, split) for split in ("train", "validation", "test")}
+        for split in ("train", "test"):
+            if files[split] is None:
+                formats = ", ".join(split + ending for ending in FORMATS)
+                raise InputError(f"task folder {path} has no {split} split: it needs one of {formats}")
+        columns = {
+            split: _read_columns(file, text_column, label_column)
+            for split, file in files.items()
+            if file is not None
+        }
+        return {split: _split(files[split].name, *columns[split]) for split in columns}
+    if path.is_file():
+        return _split_one_file(path, text_column, label_column)
+    if str(path) != name:
+        raise InputError(f"task_data: there is no folder or file {path}")
+    near = difflib.get_close_matches(name, MTEB_TASKS, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"task: there is no task, folder or file {name!r}{guess} "
+        f"Give a path, sample, or one of {', '.join(MTEB_TASKS)}"
+    )
+
+
+def _split_file(folder: Path, split: str) -> Path | None:
+    return next((folder / (split + end) for end in FORMATS if (folder / (split + end)).is_file()), None)
+
+
+def _split_one_file(path: Path, text_column: str, label_column: str) -> dict[str, Split]:
+    """Train, validation and test of one file: by its `split` column, or drawn by label."""
+    rows = _read_rows(path)
+    texts, labels = _check_columns(rows, path.name, text_column, label_column)
+    if all("split" in row for row in rows):
+        named = np.array([str(row["split"]) for row in rows])
+    else:
+        named = np.full(len(rows), "train")
+        named[stratified_rows(labels, round(FILE_TEST * len(rows)), SPLIT_SEED)] = "test"
+    splits = {}
+    for split in ("train", "validation", "test"):
+        chosen = np.flatnonzero(named == split)
+        if len(chosen) or split != "validation":
+            splits[split] = _split(f"{path.name}, {split}", [texts[i] for i in chosen], labels[chosen])
+    return splits
+
+
+def _read_columns(path: Path, text_column: str, label_column: str) -> tuple[list[str], np.ndarray]:
+    return _check_columns(_read_rows(path), path.name, text_column, label_column)
+
+
+def _split(name: str, texts: list[str], labels: np.ndarray) -> Split:
+    import datasets
+
+    if not texts:
+        raise InputError(f"{name} is empty: every split needs at least one row")
+    return Split(name, datasets.Dataset.from_dict({"text": texts, "label": labels.tolist()}))
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, values typed as the file types them."""
+    import pandas
+
+    try:
+        if path.suffix == ".jsonl":
+            return _read_jsonl(path)
+        if path.suffix == ".csv":
+            # As text throughout: "NA" is a text too, and labels are typed below.
+            frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
+        elif path.suffix == ".parquet":
+            frame = pandas.read_parquet(path)
+        else:
+            raise InputError(f"{path}: only {', '.join(FORMATS)} files can be read")
+    except InputError:
+        raise
+    except pandas.errors.EmptyDataError:
+        return []
+    except Exception as error:  # each reader has errors of its own
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read: {reason}") from None
+    return frame.astype(object).to_dict("records")
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    # Split on newlines alone: texts may hold U+2028 and other characters that splitlines takes.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number} is not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def _check_columns(
+    rows: list[dict[str, Any]], where: str, text_column: str, label_column: str
+) -> tuple[list[str], np.ndarray]:
+    """Texts and labels of local rows."""
+    if not rows:
+        raise InputError(f"{where} is empty: every split needs at least one row")
+    for column, setting in ((text_column, "text_column"), (label_column, "label_column")):
+        without = [number for number, row in enumerate(rows, 1) if column not in row]
+        if without:
+            there = ", ".join(map(str, rows[without[0] - 1]))
+            raise InputError(
+                f"{where}: {_name_rows(without)} have no column {column!r}, only {there}: "
+                f"name the column with {setting}"
+            )
+    texts = [row[text_column] for row in rows]
+    check_texts(texts, where)
+    return texts, _labels([row[label_column] for row in rows], where)
+
+
+def _labels(values: list[Any], where: str) -> np.ndarray:
+    """Labels as integers or strings; digits of a CSV file become integers."""
+    values = [value.item() if isinstance(value, np.generic) else value for value in values]
+    missing = [
+        number
+        for number, value in enumerate(values, 1)
+        if value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    ]
+    if missing:
+        raise InputError(f"{where}: {_name_rows(missing)} have no label")
+    if where.split(",")[0].endswith(".csv") and all(value.lstrip("-").isdigit() for value in values):
+        values = [int(value) for value in values]
+    types = {type(value) for value in values}
+    if types not in ({int}, {str}):
+        found = " and ".join(sorted(one.__name__ for one in types))
+        raise InputError(f"{where}: labels must be all whole numbers or all strings, but are {found}")
+    return np.asarray(values)
+
+
+def _check_labels(splits: dict[str, Split], draws: int, *, strict: bool) -> list[str]:
+    """Notes on the labels; on local data, a label that training never sees is an error."""
+    counts = Counter(splits["train"].labels.tolist())
+    if len(counts) < 2:
+        raise InputError(f"{splits['train'].name} has only one label, {next(iter(counts))!r}")
+    notes = []
+    for split in splits.values():
+        if unseen := sorted(set(split.labels.tolist()) - set(counts), key=str):
+            told = f"{split.name}: label(s) {', '.join(map(repr, unseen))} do not occur in train"
+            if strict:
+                raise InputError(f"{told}: add training texts for them or take these rows out")
+            notes.append(f"{told} and can never be predicted")
+    for label, count in sorted(counts.items(), key=str):
+        if count < draws:
+            notes.append(
+                f"label {label!r} has {count} training texts, fewer than the {draws} that the "
+                "protocol draws: it always takes them all"
+            )
+    return notes
+
+
+def _with_validation(
+    name: str,
+    splits: dict[str, Split],
+    draws: int,
+    notes: list[str],
+    fingerprint: str,
+) -> Task:
+    """The Task, with validation rows held out of train where it has no such split."""
+    train = splits["train"]
+    training_rows = np.arange(len(train))
+    validation = splits.get("validation")
+    if validation is None:
+        held_out = stratified_rows(train.labels, max(1, round(HELD_OUT * len(train))), SPLIT_SEED)
+        training_rows = np.setdiff1d(training_rows, held_out)
+        validation = Split(f"{train.name}, held out", train.rows.select(held_out))
+        notes = [*notes, f"no validation split: {len(held_out)} texts of train are held out as one"]
+    return Task(
+        name=name,
+        train=train,
+        training_rows=training_rows,
+        validation=validation,
+        test=splits["test"],
+        samples_per_label=draws,
+        notes=tuple(notes),
+        fingerprint=fingerprint,
+    )
+
+
+def _fingerprint(splits: dict[str, Split]) -> str:
+    """SHA-256 over the texts and labels of local data."""
+    digest = hashlib.sha256()
+    for split, rows in splits.items():
+        content = [split, rows.texts(), rows.labels.tolist()]
+        digest.update(json.dumps(content).encode())
+    return digest.hexdigest()

@@ -1,0 +1,119 @@
+"""Tokens: texts to ids, ragged values, and batches of few shapes with little padding.
+
+Lengths are rounded up to a short list of buckets, because every shape costs a compilation.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BUCKETS = (8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Values of texts of different lengths: token ids or token states.
+
+    Attributes:
+        values: `(tokens, …)`, all texts' values.
+        starts: `(texts,)`; text i has the values from starts[i] to starts[i] + lengths[i].
+        lengths: `(texts,)` tokens of each text.
+    """
+
+    values: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def select(self, rows: Sequence[int]) -> "Ragged":
+        """Some texts, in the order asked for; the values are shared, not copied."""
+        rows = np.asarray(rows, dtype=int)
+        return Ragged(self.values, self.starts[rows], self.lengths[rows])
+
+    def text(self, row: int) -> np.ndarray:
+        """The values of one text."""
+        return self.values[self.starts[row] : self.starts[row] + self.lengths[row]]
+
+    def padded(self, rows: Sequence[int], length: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values `(texts, length, …)` and mask `(texts, length)`, zero behind the rows asked for."""
+        values = np.zeros((texts, length, *self.values.shape[1:]), self.values.dtype)
+        mask = np.zeros((texts, length), "int32")
+        for place, row in enumerate(rows):
+            values[place, : self.lengths[row]] = self.text(row)
+            mask[place, : self.lengths[row]] = 1
+        return values, mask
+
+
+def end_to_end(values: np.ndarray, lengths: Sequence[int]) -> Ragged:
+    """Texts of these lengths that follow one another in `values`."""
+    lengths = np.asarray(lengths, "int64")
+    return Ragged(values, np.cumsum(lengths) - lengths, lengths)
+
+
+def tokenise(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int, *, end: bool
+) -> tuple[Ragged, np.ndarray]:
+    """Token ids with the start token, and the end token where asked for.
+
+    Args:
+        tokenizer: a keras-hub tokenizer.
+        texts: checked texts.
+        max_tokens: tokens that are kept of a text, special tokens included.
+        end: RoBERTa reads an end token; Gemma's states are taken without one.
+
+    Returns:
+        int32 ids, and `(texts,)` whether each text was cut.
+    """
+    found = tokenizer(list(texts)) if len(texts) else []
+    found = found.to_list() if hasattr(found, "to_list") else found  # keras-hub < 0.30: tf.Ragged
+    room = max_tokens - 1 - end
+    tail = [tokenizer.end_token_id] if end else []
+    ids = [[tokenizer.start_token_id, *map(int, text[:room]), *tail] for text in found]
+    values = np.array([token for text in ids for token in text], "int32")
+    truncated = np.array([len(text) > room for text in found], bool)
+    return end_to_end(values, [len(text) for text in ids]), truncated
+
+
+def bucket(length: int) -> int:
+    """The bucket that holds a length; past the last one, multiples of it."""
+    last = BUCKETS[-1]
+    return next((one for one in BUCKETS if one >= length), -(-length // last) * last)
+
+
+def inference_batches(
+    lengths: np.ndarray, token_budget: int
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Rows, padded length and padded number of texts, longest first, about `token_budget` a batch.
+
+    Longest first, so that a batch that does not fit the memory fails at once. The number of texts is
+    the bucket's full one or, for the last batch of a bucket, the next power of two.
+    """
+    buckets = np.array([bucket(length) for length in lengths])
+    for length in sorted(set(buckets.tolist()), reverse=True):
+        rows = np.flatnonzero(buckets == length)
+        full = max(1, token_budget // length)
+        for start in range(0, len(rows), full):
+            batch = rows[start : start + full]
+            yield batch, length, min(full, 1 << (len(batch) - 1).bit_length())
+
+
+def training_batches(
+    lengths: np.ndarray, batch_size: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Rows of shuffled batches whose texts are of like length.
+
+    Rows are shuffled, sorted by length within pools of 32 batches, cut, and the batches shuffled.
+    """
+    order = generator.permutation(len(lengths))
+    pool = 32 * batch_size
+    batches = []
+    for start in range(0, len(order), pool):
+        rows = order[start : start + pool]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    generator.shuffle(batches)
+    return batches
