@@ -1,7 +1,7 @@
 """Join a frozen, truncated Gemma to RoBERTa and score the embedder as MTEB does.
 
-The modules stand in the order in which a text travels: config, platform, presets, tasks, tokens,
-gemma, pooling, projection, roberta, embedder, training, protocol, run, report.
+The modules stand in the order in which a text travels: config, platform, presets, local, tasks,
+tokens, gemma, pooling, projection, roberta, embedder, training, protocol, run, report.
 Importing the package imports none of them, so that a mistake in a config is told at once.
 """
 

@@ -6,7 +6,13 @@ Does without a notebook what the notebook does. Mistakes end in one sentence and
 import argparse
 import sys
 
-from embedder_helpers.config import InputError, find_config, make_experiment, parse_override, read_config
+from embedder_helpers.config import (
+    InputError,
+    find_config,
+    make_experiment,
+    parse_override,
+    read_config,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m embedder_helpers", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run experiments and print their table")
-    run.add_argument("configs", nargs="+", metavar="CONFIG", help="a YAML file, or a name in configs/")
+    run.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="a YAML file, or a name in configs/"
+    )
     run.add_argument(
         "--set", action="append", default=[], metavar="key=value", dest="settings",
         help="override a key of every config; may be given often",

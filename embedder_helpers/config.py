@@ -4,6 +4,7 @@ Every key is checked when the Experiment is made; what only a model or a data se
 blocks there are, say) is checked by the module that loads it, still before any long work.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -132,7 +133,7 @@ class Experiment:
     """Everything that determines one result.
 
     Raises:
-        InputError: a value is of the wrong type or impossible; names key, value and what is allowed.
+        InputError: a value of the wrong type or impossible; names key, value and what is allowed.
     """
 
     task: str = key(
@@ -207,7 +208,7 @@ class Experiment:
             rule = one.metadata["rule"]
             try:
                 accepted = rule.accept(value)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 raise InputError(f"{one.name} is {value!r}, but must be {rule.allowed}") from None
             object.__setattr__(self, one.name, accepted)
 
@@ -245,7 +246,7 @@ def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Exp
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
+            guess = f"; did you mean {near[0]!r}?" if near else "."
             raise InputError(
                 f"{where}: unknown key {str(name)!r}{guess} Known keys: {', '.join(known)}"
             )
@@ -273,11 +274,12 @@ def load_experiment(config: str | Path, **overrides: Any) -> Experiment:
 def find_config(config: str | Path) -> Path:
     """The file that a path, or a name in `configs/`, stands for."""
     for path in (Path(config), CONFIG_FOLDER / f"{config}.yaml"):
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError):  # a name too long for a file
+            if path.is_file():
+                return path
     names = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
     near = difflib.get_close_matches(Path(config).stem, names, n=1)
-    guess = f"; did you mean {near[0]!r}?" if near else ""
+    guess = f"; did you mean {near[0]!r}?" if near else "."
     raise InputError(
         f"no config file {str(config)!r}{guess} Give a path, or one of: {', '.join(names)}"
     )
@@ -290,6 +292,8 @@ def read_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not YAML: {reason}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold `key: value` lines, such as `task: sample`")
     return values

@@ -1,7 +1,7 @@
 """The truncated Gemma: token states behind the wanted blocks, in one walk through the depth.
 
-Only the blocks up to the deepest cutoff are loaded. Blocks of one kind are one compiled function that
-takes each block's weights, so a length bucket costs a compilation or two, not one per block.
+Only the blocks up to the deepest cutoff are loaded. Blocks of one kind are one compiled function
+that takes each block's weights, so a length bucket costs a compilation or two, not one per block.
 Not here: what is done with the states (pooling, projection), and keeping them on disk.
 """
 
@@ -74,8 +74,8 @@ class Gemma:
     def walk(self, ids: Ragged) -> Iterator[tuple[np.ndarray, Any, np.ndarray]]:
         """Rows, their states `(texts, tokens, width)` and mask `(texts, tokens)`, batch by batch.
 
-        Costs one pass of each block up to the deepest cutoff over every token. Batches are padded to
-        a bucket and a number of texts: the first `len(rows)` texts of a batch are real.
+        Costs one pass of each block up to the deepest cutoff over every token. Batches are padded
+        to a bucket and a number of texts: the first `len(rows)` texts of a batch are real.
 
         Raises:
             InputError: a state that is not finite.
@@ -84,7 +84,7 @@ class Gemma:
         with tqdm(total=len(ids), desc=f"Gemma, {self.cutoffs[-1]} blocks", unit="text") as bar:
             for rows, length, texts in inference_batches(ids.lengths, budget):
                 tokens, mask = ids.padded(rows, length, texts)
-                states = pool_layers(self._cut_states(tokens, mask), self.layer_pooling)
+                states = pool_layers(self.cut_states(tokens, mask), self.layer_pooling)
                 if not bool(ops.all(ops.isfinite(states))):
                     raise InputError(
                         f"Gemma gave states that are not finite behind block {self.cutoffs[-1]}: "
@@ -93,8 +93,8 @@ class Gemma:
                 yield rows, states, mask
                 bar.update(len(rows))
 
-    def _cut_states(self, tokens: np.ndarray, mask: np.ndarray) -> list[Any]:
-        """The states `(texts, tokens, width)` behind each cutoff."""
+    def cut_states(self, tokens: np.ndarray, mask: np.ndarray) -> list[Any]:
+        """The normed states `(texts, tokens, width)` behind each cutoff, of one padded batch."""
         embedded = self.backbone.token_embedding(ops.convert_to_tensor(tokens))
         states = embedded * ops.cast(ops.sqrt(self.width), embedded.dtype)
         mask = ops.convert_to_tensor(mask)
@@ -115,7 +115,7 @@ class Gemma:
 
 
 def _compiled_blocks(blocks: list[keras.layers.Layer]) -> list[Callable[[Any, Any], Any]]:
-    """A function `(states, mask) -> states` for each block; those of one kind share one compilation."""
+    """A function `(states, mask) -> states` for each block; one compilation for those of a kind."""
     compiled: dict[str, Callable] = {}
     steps = []
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Where the code runs: Kaggle, Colab or a machine of one's own; its versions, devices and secrets."""
+"""Where the code runs: Kaggle, Colab or one's own machine; its versions, devices and secrets."""
 
 import importlib.metadata
 import os
@@ -43,10 +43,17 @@ def devices() -> list[str]:
     return names or [f"CPU, {os.cpu_count()} cores"]
 
 
+def results_folder() -> Path:
+    """Where results are kept: the session's kept folder on Kaggle and Colab, else `results/`."""
+    kept = {"kaggle": Path("/kaggle/working"), "colab": Path("/content")}
+    return kept.get(name(), Path(__file__).resolve().parent.parent) / "results"
+
+
 def describe(out: str | Path) -> str:
     """Lines that say what runs where, and where the results go."""
     found = ", ".join(f"{package} {version}" for package, version in versions().items())
-    return f"platform  {name()}: {', '.join(devices())}\nversions  {found}\nresults   {Path(out).resolve()}"
+    where = f"{name()}: {', '.join(devices())}"
+    return f"platform  {where}\nversions  {found}\nresults   {Path(out).resolve()}"
 
 
 def secret(label: str) -> str | None:

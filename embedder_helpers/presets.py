@@ -1,6 +1,6 @@
 """Presets: find one by name, handle or folder, read its shape, and say plainly what is wrong.
 
-Nothing here loads weights. A preset is a folder in Keras's or Hugging Face's format, wherever it lies.
+Nothing here loads weights. A preset is a folder in Keras's or Hugging Face's format, near or far.
 """
 
 import difflib
@@ -68,14 +68,17 @@ def find_preset(role: str, name: str) -> Preset:
     shape = config.get("config", config)
     if found not in architectures or shape.get("vision_encoder"):
         raise InputError(f"{role} {name!r} is a {found}, but a {words} is needed")
-    return Preset(
-        name=name,
-        handle=handle,
-        fingerprint=fingerprint,
-        blocks=shape.get("num_layers") or shape["num_hidden_layers"],
-        width=shape.get("hidden_dim") or shape["hidden_size"],
-        positions=_positions(shape) if role == "slm_preset" else None,
-    )
+    try:
+        return Preset(
+            name=name,
+            handle=handle,
+            fingerprint=fingerprint,
+            blocks=shape.get("num_layers") or shape["num_hidden_layers"],
+            width=shape.get("hidden_dim") or shape["hidden_size"],
+            positions=_positions(shape) if role == "slm_preset" else None,
+        )
+    except KeyError as missing:
+        raise InputError(f"{role} {name!r}: its config.json has no {missing}") from None
 
 
 def _positions(shape: dict[str, Any]) -> int:
@@ -92,27 +95,33 @@ def _read_config(role: str, name: str) -> tuple[dict[str, Any], str, str]:
         path = _from_hugging_face(role, name)
         return _json(role, path), name, f"{name}@{path.parent.name}"
     handle = name if name.startswith("kaggle://") else _kaggle_handle(role, name)
-    return _json(role, _from_kaggle(role, name, handle)), name, handle
+    path = _from_kaggle(role, name, handle)
+    return _json(role, path), name, f"{handle}@{path.parent.name}"  # the folder is the version
 
 
 def _json(role: str, path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and isinstance(config.get("config", {}), dict):
+            return config
     except (OSError, ValueError):
-        raise InputError(
-            f"{role}: {path.parent} is not a preset: it has no readable config.json"
-        ) from None
+        pass
+    raise InputError(f"{role}: {path.parent} is not a preset: it has no readable config.json")
 
 
-@functools.cache
 def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of a folder's files (a second per gigabyte)."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns))
     return digest.hexdigest()
+
+
+@functools.cache
+def _file_digest(path: Path, size: int, changed: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _kaggle_handle(role: str, name: str) -> str:
@@ -120,7 +129,9 @@ def _kaggle_handle(role: str, name: str) -> str:
     import keras_hub
 
     if any(mark in name for mark in ("/", "\\", ".")):
-        raise InputError(f"{role}: there is no folder {name!r}")
+        raise InputError(
+            f"{role}: there is no folder {name!r} (a Hugging Face model is written hf://{name})"
+        )
     classes = {
         "llm_preset": (keras_hub.models.GemmaBackbone, keras_hub.models.Gemma3Backbone),
         "slm_preset": (keras_hub.models.RobertaBackbone,),
@@ -128,7 +139,7 @@ def _kaggle_handle(role: str, name: str) -> str:
     known = {preset: data for one in classes for preset, data in one.presets.items()}
     if name not in known:
         near = difflib.get_close_matches(name, [*known, *BUILTIN], n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
+        guess = f"; did you mean {near[0]!r}?" if near else "."
         raise InputError(
             f"{role}: there is no preset {name!r}{guess} "
             "Give a preset's name, an hf:// or kaggle:// handle, or a folder"
@@ -140,15 +151,17 @@ def _from_kaggle(role: str, name: str, handle: str) -> Path:
     """The config.json of a Kaggle model, fetched or attached."""
     import kagglehub
 
-    page = "https://www.kaggle.com/models/" + "/".join(handle.removeprefix("kaggle://").split("/")[:2])
+    page = "https://www.kaggle.com/models/" + "/".join(
+        handle.removeprefix("kaggle://").split("/")[:2]
+    )
     try:
         return Path(kagglehub.model_download(handle.removeprefix("kaggle://"), "config.json"))
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise InputError(
-                f"{role}: Kaggle does not let you have {name!r} (HTTP {status}): accept the licence "
-                f"at {page}, and outside Kaggle set KAGGLE_USERNAME and KAGGLE_KEY "
+                f"{role}: Kaggle does not let you have {name!r} (HTTP {status}): accept the "
+                f"licence at {page}, and outside Kaggle set KAGGLE_USERNAME and KAGGLE_KEY "
                 "(https://www.kaggle.com/settings, Create New Token)"
             ) from None
         if status == 404 or isinstance(error, ValueError):
@@ -176,13 +189,21 @@ def _from_hugging_face(role: str, name: str) -> Path:
         step = f"accept the licence at {page} with the token's account" if token else advice
         raise InputError(f"{role}: {name} is gated: {step}") from None
     except errors.RepositoryNotFoundError:
-        step = "check the spelling" if token else f"check the spelling, and if it is private {advice}"
+        step = (
+            "check the spelling" if token else f"check the spelling, and if it is private {advice}"
+        )
         raise InputError(f"{role}: Hugging Face shows no model {name}: {step}") from None
     except (errors.HFValidationError, errors.EntryNotFoundError) as error:
         if not isinstance(error, errors.LocalEntryNotFoundError):
-            raise InputError(f"{role}: {name} is not a model in Keras's or Transformers' format") from None
+            raise InputError(
+                f"{role}: {name} is not a model in Keras's or Transformers' format"
+            ) from None
         raise _no_network(role, name, error) from None
     except Exception as error:
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise InputError(
+                f"{role}: Hugging Face refuses the token for {name}: {advice}"
+            ) from None
         raise _no_network(role, name, error) from None
 
 
@@ -199,7 +220,7 @@ def _kind(error: Exception) -> str:
 
 
 def hugging_face_token() -> str | None:
-    """The user's HUGGING_FACE_TOKEN, handed on under the name that Hugging Face's libraries read."""
+    """The user's HUGGING_FACE_TOKEN, handed on as HF_TOKEN, which the libraries read."""
     token = platform.secret("HUGGING_FACE_TOKEN") or os.environ.get("HF_TOKEN")
     if token:
         os.environ["HF_TOKEN"] = token

@@ -33,8 +33,8 @@ class Scores:
 
     Attributes:
         experiments: one dictionary a draw, by MTEB's names: accuracy, f1 (macro), f1_weighted,
-            precision, recall, precision_weighted, recall_weighted, and with two labels ap, ap_weighted
-            (None otherwise).
+            precision, recall, precision_weighted, recall_weighted, and with two labels ap and
+            ap_weighted (None otherwise).
     """
 
     experiments: tuple[dict[str, float | None], ...]
@@ -167,9 +167,13 @@ def _plain(labels: Sequence[Any]) -> list[Any]:
 def _checked(embeddings: np.ndarray, count: int, name: str) -> np.ndarray:
     """float64, so that every version of scikit-learn fits alike."""
     embeddings = np.asarray(embeddings, "float64")
+    if count == 0:
+        raise InputError(f"{name} is empty")
     if embeddings.ndim != 2 or len(embeddings) != count:
         raise InputError(f"{name} has shape {embeddings.shape}, but must be ({count}, width)")
     if not np.isfinite(embeddings).all():
         bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
-        raise InputError(f"{name} holds NaN or infinite values in {len(bad)} rows, first row {bad[0]}")
+        raise InputError(
+            f"{name} holds NaN or infinite values in {len(bad)} rows, first row {bad[0]}"
+        )
     return embeddings

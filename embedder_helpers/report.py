@@ -18,9 +18,9 @@ TABLE = "table.md"
 def table(results: Sequence[Result]) -> pd.DataFrame:
     """One row per result.
 
-    `accuracy` and `F1` (macro) are protocol scores; `head …` those of the classification head, empty
-    where none was trained; `floor …` those of always answering the commonest label. `cutoff` counts
-    Gemma's blocks from the bottom, `layer number` from the top, -1 being the last.
+    `accuracy` and `F1` (macro) are protocol scores; `head …` those of the classification head,
+    empty where none was trained; `floor …` those of always answering the commonest label. `cutoff`
+    counts Gemma's blocks from the bottom, `layer number` from the top, -1 being the last.
     """
     return pd.DataFrame([_row(result) for result in results])
 
@@ -61,7 +61,9 @@ def as_text(results: Sequence[Result]) -> str:
     """The table as Markdown, with the notes that a reader of the scores should know."""
     frame = table(results)
     cells = [list(frame.columns)]
-    cells += [[_cell(name, value) for name, value in row.items()] for row in frame.to_dict("records")]
+    cells += [
+        [_cell(name, value) for name, value in row.items()] for row in frame.to_dict("records")
+    ]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
@@ -113,10 +115,16 @@ def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
     figure = Figure(figsize=(9.5, sum(heights) + 0.5), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights, sharey="row")
     for (task, found), row in zip(by_task.items(), panels, strict=True):
-        for metric, words, panel in zip(("accuracy", "f1"), ("accuracy", "macro F1"), row, strict=True):
+        for metric, words, panel in zip(
+            ("accuracy", "f1"), ("accuracy", "macro F1"), row, strict=True
+        ):
             _panel(panel, found, metric)
-            panel.set_title(f"{task}: {words}" if metric == "accuracy" else words, loc="left", size=10)
-    panels[0, 1].legend(loc="lower left", bbox_to_anchor=(0, 1.12), ncols=4, frameon=False, fontsize=8)
+            panel.set_title(
+                f"{task}: {words}" if metric == "accuracy" else words, loc="left", size=10
+            )
+    panels[0, 1].legend(
+        loc="lower left", bbox_to_anchor=(0, 1.12), ncols=4, frameon=False, fontsize=8
+    )
     if path:
         figure.savefig(path, dpi=150)
     return figure

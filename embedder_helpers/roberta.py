@@ -33,4 +33,3 @@ def encode_embeddings(roberta: Any, embeddings: Any, mask: Any) -> Any:
     for block in roberta.transformer_layers:
         states = block(states, padding_mask=mask)
     return states
-

@@ -1,4 +1,4 @@
-"""One experiment, from text to a result file. A result that is there already is read, not computed."""
+"""One experiment, from text to a result file. A result that is there is read, not computed."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 
 from embedder_helpers import __version__, platform, protocol
 from embedder_helpers.config import Experiment, cutoffs
-from embedder_helpers.tasks import Task, load_task, stratified_rows
+from embedder_helpers.tasks import Task, stratified_rows, task_of
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,7 @@ def run(experiment: Experiment, out: str | Path = "results") -> Result:
         InputError: anything the person can mend, before any long work.
     """
     folder = platform.writable_folder(out)
-    task = load_task(
-        experiment.task,
-        data=experiment.task_data,
-        text_column=experiment.text_column,
-        label_column=experiment.label_column,
-        samples_per_label=experiment.samples_per_label,
-    )
+    task = task_of(experiment)
     from embedder_helpers.embedder import find_presets  # Keras comes in here, seconds later
 
     presets = find_presets(experiment)
@@ -90,7 +84,7 @@ def run(experiment: Experiment, out: str | Path = "results") -> Result:
 
 
 def with_baselines(experiment: Experiment) -> list[Experiment]:
-    """A hybrid, then RoBERTa alone and Gemma alone in the same setting; another kind stays alone."""
+    """A hybrid, then RoBERTa alone and Gemma alone likewise; another kind stays alone."""
     if experiment.kind != "hybrid":
         return [experiment]
     kinds = ("hybrid", "roberta_only", "gemma_only")
@@ -201,7 +195,7 @@ def _run(experiment: Experiment, task: Task, inputs: dict[str, str]) -> Result:
 
 
 def _rows(experiment: Experiment, task: Task, *, trained: bool) -> dict[str, np.ndarray]:
-    """The rows of each split that this experiment reads; a text that nothing needs is not encoded."""
+    """The rows of each split that this experiment reads; a text not needed is not encoded."""
     draws = protocol.draw_rows(task.train.labels.tolist(), task.samples_per_label)
     rows = {"drawn": np.unique(np.concatenate(draws)), "test": np.arange(len(task.test))}
     if not trained or not experiment.epochs:

@@ -1,13 +1,12 @@
 """Tasks: the 12 English MTEB classification tasks, local files, and the built-in sample.
 
-A task's texts stay where `datasets` keeps them (memory-mapped files, for the hub); labels are read whole.
+Texts stay where `datasets` keeps them (memory-mapped files, for the hub); labels are read whole.
 Bad data is told here, by file and row, before a model is loaded.
 """
 
 import difflib
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from embedder_helpers.config import InputError
+from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.local import SPLIT_SEED, check_texts, exists, read_local, stratified_rows
 
 SAMPLE_FOLDER = Path(__file__).parent / "builtin" / "sample"
-FORMATS = (".jsonl", ".csv", ".parquet")
 HELD_OUT = 0.1  # share of train that is held out where a task has no validation split
-FILE_TEST = 0.25  # share of a single file without a `split` column that becomes the test split
-SPLIT_SEED = 42  # not the Experiment's: all seeds train and are scored on the same rows
 DEFAULT_DRAWS = 8  # MTEB's samples_per_label where a task sets none
 
 
@@ -150,6 +147,17 @@ class Task:
         return np.unique(self.train.labels)
 
 
+def task_of(experiment: Experiment) -> Task:
+    """The task of an Experiment; raises InputError as `load_task` does."""
+    return load_task(
+        experiment.task,
+        data=experiment.task_data,
+        text_column=experiment.text_column,
+        label_column=experiment.label_column,
+        samples_per_label=experiment.samples_per_label,
+    )
+
+
 def load_task(
     name: str,
     *,
@@ -177,57 +185,11 @@ def load_task(
         splits, fingerprint = _from_hub(name, source), f"{source.path}@{source.revision}"
     else:
         path = Path(data or (SAMPLE_FOLDER if name == "sample" else name))
-        splits = _from_disk(path, name, text_column, label_column)
+        columns = (text_column, label_column)
+        splits = _from_disk(path, name, columns, named_path=data is not None)
         fingerprint = _fingerprint(splits)
     notes = _check_labels(splits, draws, strict=not from_hub)
-    return _with_validation(Path(name).stem, splits, draws, notes, fingerprint)
-
-
-def stratified_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` rows in rising order, each label with its share, drawn by the seed."""
-    generator = np.random.default_rng(seed)
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        # The i-th of m rows of a label stands at (i + u) / m: the lowest places have every label.
-        place[rows] = (np.arange(len(rows)) + generator.random()) / len(rows)
-    return np.sort(np.argsort(place, kind="stable")[:count])
-
-
-def check_texts(
-    texts: Sequence[Any],
-    where: str,
-    *,
-    numbers: Sequence[int] | None = None,
-    allow_empty: bool = False,
-) -> None:
-    """Raises InputError that counts and names the rows (from 1) that hold no usable text."""
-    numbers = range(len(texts)) if numbers is None else numbers
-    bad: dict[str, list[int]] = {}
-    for number, text in zip(numbers, texts, strict=True):
-        if fault := _fault(text, allow_empty):
-            bad.setdefault(fault, []).append(int(number) + 1)
-    if bad:
-        found = "; ".join(f"{fault} in {_name_rows(rows)}" for fault, rows in bad.items())
-        raise InputError(f"{where}: every text must be a non-empty string, but found {found}")
-
-
-def _fault(text: Any, allow_empty: bool) -> str | None:
-    if isinstance(text, str):
-        return None if text.strip() or allow_empty else "an empty text"
-    if text is None:
-        return "None"
-    if isinstance(text, float) and math.isnan(text):
-        return "NaN"
-    return f"a value of type {type(text).__name__}"
-
-
-def _name_rows(rows: Sequence[int], most: int = 5) -> str:
-    """`row 7` or `3 rows (2, 5, 9)`, counted from 1."""
-    if len(rows) == 1:
-        return f"row {rows[0]}"
-    more = ", …" if len(rows) > most else ""
-    return f"{len(rows)} rows ({', '.join(map(str, rows[:most]))}{more})"
+    return _with_validation(Path(name).resolve().name, splits, draws, notes, fingerprint)
 
 
 def _from_hub(name: str, source: Source) -> dict[str, Split]:
@@ -238,8 +200,8 @@ def _from_hub(name: str, source: Source) -> dict[str, Split]:
         found = datasets.load_dataset(source.path, source.subset, revision=source.revision)
     except Exception as error:  # many kinds, by the version of datasets
         raise InputError(
-            f"{name} cannot be loaded from the hub ({type(error).__name__}): switch the network on, "
-            "or set task_data to a folder with train and test files"
+            f"{name} cannot be loaded from the hub ({type(error).__name__}): switch the network "
+            "on, or set task_data to a folder with train and test files"
         ) from None
     wanted = ("train", "validation", "test") if source.validation else ("train", "test")
     splits = {split: found[split].select_columns(["text", "label"]) for split in wanted}
@@ -255,141 +217,24 @@ def _mteb_subsample(rows: Any, count: int) -> Any:
     return rows.select(chosen["row"])
 
 
-def _from_disk(path: Path, name: str, text_column: str, label_column: str) -> dict[str, Split]:
-    """The splits of a folder of train/validation/test files, or of a single file."""
-    if path.is_dir():
-        files = {split: _split_file(path, split) for split in ("train", "validation", "test")}
-        for split in ("train", "test"):
-            if files[split] is None:
-                formats = ", ".join(split + ending for ending in FORMATS)
-                raise InputError(f"task folder {path} has no {split} split: it needs one of {formats}")
-        columns = {
-            split: _read_columns(file, text_column, label_column)
-            for split, file in files.items()
-            if file is not None
-        }
-        return {split: _split(files[split].name, *columns[split]) for split in columns}
-    if path.is_file():
-        return _split_one_file(path, text_column, label_column)
-    if str(path) != name:
-        raise InputError(f"task_data: there is no folder or file {path}")
-    near = difflib.get_close_matches(name, MTEB_TASKS, n=1)
-    guess = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(
-        f"task: there is no task, folder or file {name!r}{guess} "
-        f"Give a path, sample, or one of {', '.join(MTEB_TASKS)}"
-    )
-
-
-def _split_file(folder: Path, split: str) -> Path | None:
-    return next((folder / (split + end) for end in FORMATS if (folder / (split + end)).is_file()), None)
-
-
-def _split_one_file(path: Path, text_column: str, label_column: str) -> dict[str, Split]:
-    """Train, validation and test of one file: by its `split` column, or drawn by label."""
-    rows = _read_rows(path)
-    texts, labels = _check_columns(rows, path.name, text_column, label_column)
-    if all("split" in row for row in rows):
-        named = np.array([str(row["split"]) for row in rows])
-    else:
-        named = np.full(len(rows), "train")
-        named[stratified_rows(labels, round(FILE_TEST * len(rows)), SPLIT_SEED)] = "test"
-    splits = {}
-    for split in ("train", "validation", "test"):
-        chosen = np.flatnonzero(named == split)
-        if len(chosen) or split != "validation":
-            splits[split] = _split(f"{path.name}, {split}", [texts[i] for i in chosen], labels[chosen])
-    return splits
-
-
-def _read_columns(path: Path, text_column: str, label_column: str) -> tuple[list[str], np.ndarray]:
-    return _check_columns(_read_rows(path), path.name, text_column, label_column)
-
-
-def _split(name: str, texts: list[str], labels: np.ndarray) -> Split:
+def _from_disk(
+    path: Path, name: str, columns: tuple[str, str], *, named_path: bool
+) -> dict[str, Split]:
+    """The splits of local data; a name that is neither a task nor a path is told with a guess."""
     import datasets
 
-    if not texts:
-        raise InputError(f"{name} is empty: every split needs at least one row")
-    return Split(name, datasets.Dataset.from_dict({"text": texts, "label": labels.tolist()}))
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, values typed as the file types them."""
-    import pandas
-
-    try:
-        if path.suffix == ".jsonl":
-            return _read_jsonl(path)
-        if path.suffix == ".csv":
-            # As text throughout: "NA" is a text too, and labels are typed below.
-            frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
-        elif path.suffix == ".parquet":
-            frame = pandas.read_parquet(path)
-        else:
-            raise InputError(f"{path}: only {', '.join(FORMATS)} files can be read")
-    except InputError:
-        raise
-    except pandas.errors.EmptyDataError:
-        return []
-    except Exception as error:  # each reader has errors of its own
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read: {reason}") from None
-    return frame.astype(object).to_dict("records")
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    # Split on newlines alone: texts may hold U+2028 and other characters that splitlines takes.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number} is not a JSON object")
-        rows.append(row)
-    return rows
-
-
-def _check_columns(
-    rows: list[dict[str, Any]], where: str, text_column: str, label_column: str
-) -> tuple[list[str], np.ndarray]:
-    """Texts and labels of local rows."""
-    if not rows:
-        raise InputError(f"{where} is empty: every split needs at least one row")
-    for column, setting in ((text_column, "text_column"), (label_column, "label_column")):
-        without = [number for number, row in enumerate(rows, 1) if column not in row]
-        if without:
-            there = ", ".join(map(str, rows[without[0] - 1]))
-            raise InputError(
-                f"{where}: {_name_rows(without)} have no column {column!r}, only {there}: "
-                f"name the column with {setting}"
-            )
-    texts = [row[text_column] for row in rows]
-    check_texts(texts, where)
-    return texts, _labels([row[label_column] for row in rows], where)
-
-
-def _labels(values: list[Any], where: str) -> np.ndarray:
-    """Labels as integers or strings; digits of a CSV file become integers."""
-    values = [value.item() if isinstance(value, np.generic) else value for value in values]
-    missing = [
-        number
-        for number, value in enumerate(values, 1)
-        if value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-    ]
-    if missing:
-        raise InputError(f"{where}: {_name_rows(missing)} have no label")
-    if where.split(",")[0].endswith(".csv") and all(value.lstrip("-").isdigit() for value in values):
-        values = [int(value) for value in values]
-    types = {type(value) for value in values}
-    if types not in ({int}, {str}):
-        found = " and ".join(sorted(one.__name__ for one in types))
-        raise InputError(f"{where}: labels must be all whole numbers or all strings, but are {found}")
-    return np.asarray(values)
+    if not named_path and not exists(path):
+        near = [one for one in MTEB_TASKS if one.lower().startswith(name.lower())]
+        near = near or difflib.get_close_matches(name, MTEB_TASKS, n=1)
+        guess = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(
+            f"task: there is no task, folder or file {name!r}{guess} "
+            f"Give a path, sample, or one of {', '.join(MTEB_TASKS)}"
+        )
+    return {
+        split: Split(where, datasets.Dataset.from_dict({"text": texts, "label": labels.tolist()}))
+        for split, (where, texts, labels) in read_local(path, *columns).items()
+    }
 
 
 def _check_labels(splits: dict[str, Split], draws: int, *, strict: bool) -> list[str]:
@@ -428,7 +273,7 @@ def _with_validation(
         held_out = stratified_rows(train.labels, max(1, round(HELD_OUT * len(train))), SPLIT_SEED)
         training_rows = np.setdiff1d(training_rows, held_out)
         validation = Split(f"{train.name}, held out", train.rows.select(held_out))
-        notes = [*notes, f"no validation split: {len(held_out)} texts of train are held out as one"]
+        notes = [*notes, f"no validation split: {len(held_out)} of train's texts are held out"]
     return Task(
         name=name,
         train=train,

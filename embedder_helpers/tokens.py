@@ -39,7 +39,7 @@ class Ragged:
         return self.values[self.starts[row] : self.starts[row] + self.lengths[row]]
 
     def padded(self, rows: Sequence[int], length: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values `(texts, length, …)` and mask `(texts, length)`, zero behind the rows asked for."""
+        """Values `(texts, length, …)` and mask `(texts, length)`, zero behind the rows asked."""
         values = np.zeros((texts, length, *self.values.shape[1:]), self.values.dtype)
         mask = np.zeros((texts, length), "int32")
         for place, row in enumerate(rows):
@@ -89,8 +89,8 @@ def inference_batches(
 ) -> Iterator[tuple[np.ndarray, int, int]]:
     """Rows, padded length and padded number of texts, longest first, about `token_budget` a batch.
 
-    Longest first, so that a batch that does not fit the memory fails at once. The number of texts is
-    the bucket's full one or, for the last batch of a bucket, the next power of two.
+    Longest first, so that a batch that does not fit the memory fails at once. The number of texts
+    is the bucket's full one or, for the last batch of a bucket, the next power of two.
     """
     buckets = np.array([bucket(length) for length in lengths])
     for length in sorted(set(buckets.tolist()), reverse=True):

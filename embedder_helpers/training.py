@@ -80,9 +80,14 @@ class Batches(keras.utils.PyDataset):
 
 
 def add_head(model: keras.Model, classes: int) -> keras.Model:
-    """The model with a classification head: dropout and a dense layer that gives logits."""
+    """The model with a classification head: dropout and a dense layer that gives logits.
+
+    The head starts small, as BERT's does (Devlin et al. 2019): an embedding's few large dimensions
+    would else give large, wrong logits, and the first steps would spoil what RoBERTa knows.
+    """
     dropped = keras.layers.Dropout(HEAD_DROPOUT, name="head_dropout")(model.output)
-    logits = keras.layers.Dense(classes, name="head")(dropped)
+    small = keras.initializers.TruncatedNormal(stddev=0.02)
+    logits = keras.layers.Dense(classes, kernel_initializer=small, name="head")(dropped)
     return keras.Model(model.input, logits)
 
 
@@ -107,14 +112,16 @@ def fit(
     """
     batches = Batches(*train, experiment.batch_size, experiment.seed)
     rate = keras.optimizers.schedules.PolynomialDecay(
-        experiment.learning_rate, decay_steps=len(batches) * experiment.epochs, end_learning_rate=0.0
+        experiment.learning_rate,
+        decay_steps=len(batches) * experiment.epochs,
+        end_learning_rate=0.0,
     )
     new_rate = experiment.projection_learning_rate / experiment.learning_rate
     classifier.compile(
         optimizer=TwoRateAdamW(rate, new_rate),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile=False,  # measured on a 2-core CPU: XLA makes an epoch longer
+        jit_compile=False,  # XLA compiles the whole step for every bucket: longer than an epoch
     )
     best = keras.callbacks.EarlyStopping(
         "val_accuracy", mode="max", patience=experiment.epochs, restore_best_weights=True
@@ -128,4 +135,7 @@ def fit(
         verbose=1 if sys.stdout.isatty() else 2,
     )
     names = history.history
-    return [dict(zip(names, map(float, epoch), strict=True)) for epoch in zip(*names.values(), strict=True)]
+    return [
+        dict(zip(names, map(float, epoch), strict=True))
+        for epoch in zip(*names.values(), strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""The built-in tiny models and sample task, and how they were made."""

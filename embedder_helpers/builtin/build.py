@@ -1,7 +1,7 @@
 """Makes the built-in tiny models: `python -m embedder_helpers.builtin.build [FOLDER]`.
 
 Ordinary Keras presets of Gemma's and RoBERTa's own architectures, with tokenizers trained on the
-sample task's training texts. Their weights are random (seeded): they show the machinery, nothing more.
+sample task's training texts. Their weights are random (seeded): they show the machinery, no more.
 """
 
 import io
@@ -73,7 +73,9 @@ def roberta_tokenizer(texts: list[str]) -> keras_hub.models.RobertaTokenizer:
     """A byte-pair tokenizer with RoBERTa's special tokens."""
     trainer = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer.train_from_iterator(texts, vocab_size=WORDS, special_tokens=special, show_progress=False)
+    trainer.train_from_iterator(
+        texts, vocab_size=WORDS, special_tokens=special, show_progress=False
+    )
     vocabulary = trainer.get_vocab()
     merges = json.loads(trainer.to_str())["model"]["merges"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]

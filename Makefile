@@ -1,0 +1,56 @@
+# Every habitual act. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO = results/quickstart
+NOTEBOOK = notebooks/01_train_and_score.ipynb
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test lint format notebooks real clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python 3.11 to 3.13 is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is written only when the whole installation went through.
+$(VENV)/.run: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+demo: $(DEMO)/01_train_and_score.ipynb  ## execute notebook 01 on the built-in models; print its table
+	@cat $(DEMO)/table.md
+	@echo "notebook, results and figure: $(DEMO)"
+
+# Executed under another name first, so that a notebook that is there is a whole one.
+$(DEMO)/01_train_and_score.ipynb: $(NOTEBOOK) configs/quickstart.yaml embedder_helpers/*.py $(VENV)/.run
+	@mkdir -p $(DEMO)
+	$(BIN)/python -m papermill $(NOTEBOOK) $(DEMO)/executing.ipynb -p OUT $(DEMO) --no-log-output
+	@mv $(DEMO)/executing.ipynb $@
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebooks: $(VENV)/.dev  ## execute every notebook, as a test
+	$(BIN)/python -m pytest -m notebook
+
+real: $(VENV)/.dev  ## run the tests on real presets: make real PRESETS=folder
+	EMBEDDER_PRESETS=$(PRESETS) $(BIN)/python -m pytest -m real
+
+clean:  ## remove the environment and what the demo made
+	rm -rf $(VENV) $(DEMO)

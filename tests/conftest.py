@@ -1,0 +1,68 @@
+"""Fixtures: the tiny models, a task on disk, and what the optional checks need."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from embedder_helpers.config import Experiment  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """Real data, protocol figures and the official evaluator, which are no part of the project."""
+    folder = Path(os.environ.get("EMBEDDER_REFERENCE", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("EMBEDDER_REFERENCE names no folder with real data and the official evaluator")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_python() -> str:
+    """A Python with torch, transformers and mteb, in an environment of its own."""
+    python = os.environ.get("EMBEDDER_REFERENCE_PYTHON")
+    if not python:
+        pytest.skip("EMBEDDER_REFERENCE_PYTHON names no Python with torch, transformers and mteb")
+    return python
+
+
+@pytest.fixture(scope="session")
+def real_presets() -> Path:
+    """A folder with the presets `gemma3_270m` and `roberta_6l_384`."""
+    folder = os.environ.get("EMBEDDER_PRESETS")
+    if not folder:
+        pytest.skip("EMBEDDER_PRESETS names no folder with real presets")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_embedders() -> dict:
+    """One embedder of each kind, built once: nothing in them is trained."""
+    from embedder_helpers.embedder import build_embedder
+
+    kinds = ("hybrid", "gemma_only", "roberta_only")
+    return {kind: build_embedder(Experiment(kind=kind, llm_layers=4)) for kind in kinds}
+
+
+@pytest.fixture
+def task_folder(tmp_path: Path) -> Path:
+    """A small task in two classes that a model can tell apart, as jsonl files."""
+    folder = tmp_path / "weather"
+    folder.mkdir()
+    for split, count in (("train", 40), ("validation", 12), ("test", 16)):
+        rows = [
+            {
+                "text": f"The {'rain fell' if i % 2 else 'sun shone'} on day {i} of the {split}.",
+                "label": i % 2,
+            }
+            for i in range(count)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    return folder

@@ -1,0 +1,310 @@
+"""Config: what a key may hold, what a file may say, and how mistakes are told."""
+
+import dataclasses
+
+import pytest
+
+from embedder_helpers.config import (
+    CONFIG_FOLDER,
+    Experiment,
+    InputError,
+    cutoffs,
+    find_config,
+    load_experiment,
+    make_experiment,
+    parse_override,
+    read_config,
+)
+
+KEYS = [one.name for one in dataclasses.fields(Experiment)]
+CONFIGS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+
+ALLOWED = {
+    "task": ["EmotionClassification", "some/folder"],
+    "task_data": [None, "some/folder"],
+    "text_column": ["sentence"],
+    "label_column": ["class"],
+    "samples_per_label": [None, 1, 32],
+    "kind": ["hybrid", "gemma_only", "roberta_only"],
+    "llm_preset": ["gemma_2b_en", "hf://google/gemma-2b"],
+    "llm_layers": [1, 18, -1, -18],
+    "layer_pooling": ["mean", "max"],
+    "final_norm": ["rms", "learned", "last", "none"],
+    "fusion": ["replace"],
+    "projection": ["linear", "mlp"],
+    "slm_preset": ["roberta_base_en"],
+    "pooling": ["mean", "max", "first", "last"],
+    "max_tokens": [3, 512],
+    "seed": [0, 2**32 - 1],
+    "epochs": [0, 6],
+    "batch_size": [1, 64],
+    "learning_rate": [1e-5, 0.5],
+    "projection_learning_rate": [1e-3],
+    "train_split": ["train", "validation"],
+    "max_train_texts": [None, 2, 4000],
+}
+
+WHOLE = "a whole number"
+BELOW = -float("inf")
+IMPOSSIBLE = {
+    "task": [("", "a text"), (7, "a text"), (None, "a text")],
+    "task_data": [("", "null"), (7, "null")],
+    "text_column": [(None, "a text"), (0, "a text")],
+    "label_column": [(None, "a text"), (["label"], "a text")],
+    "samples_per_label": [(0, "at least 1"), (2.5, WHOLE), ("8", WHOLE)],
+    "kind": [("both", "hybrid, gemma_only, roberta_only"), (["hybrid"], "hybrid")],
+    "llm_preset": [("", "a text"), (None, "a text")],
+    "llm_layers": [(bad, "list") for bad in (0, 2.5, "ten", [], [0], [1, 2.5], True, None, {})],
+    "layer_pooling": [("sum", "mean, max")],
+    "final_norm": [("layer", "rms, learned, last, none"), (None, "rms")],
+    "fusion": [("add", "replace")],
+    "projection": [("deep", "linear, mlp")],
+    "slm_preset": [("  ", "a text")],
+    "pooling": [("cls", "mean, max, first, last"), (["mean"], "mean"), (None, "mean")],
+    "max_tokens": [(2, "at least 3"), ("256", WHOLE)],
+    "seed": [(-1, "at least 0"), (2**32, f"at most {2**32 - 1}"), (True, WHOLE)],
+    "epochs": [(-1, "at least 0"), (1.0, WHOLE), (False, WHOLE)],
+    "batch_size": [(0, "at least 1"), ([8], WHOLE)],
+    "learning_rate": [
+        (bad, "above 0")
+        for bad in (0, -1e-5, float("nan"), float("inf"), BELOW, "fast", True, None, [1e-5])
+    ],
+    "projection_learning_rate": [(0, "above 0"), ("", "above 0")],
+    "train_split": [("test", "train, validation")],
+    "max_train_texts": [(1, "at least 2"), ("all", "null")],
+}
+
+
+def cases(table):
+    return [(key, value) for key, values in table.items() for value in values]
+
+
+def test_the_defaults_are_an_experiment_on_the_built_in_task_and_models():
+    experiment = Experiment()
+    assert (experiment.task, experiment.kind) == ("sample", "hybrid")
+    assert (experiment.llm_preset, experiment.slm_preset) == ("tiny_gemma", "tiny_roberta")
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_cases_below_speak_of_every_key(name):
+    assert ALLOWED[name] and IMPOSSIBLE[name]
+
+
+@pytest.mark.parametrize(("name", "value"), cases(ALLOWED))
+def test_an_allowed_value_is_kept(name, value):
+    assert getattr(make_experiment({name: value}), name) == value
+
+
+@pytest.mark.parametrize(("name", "case"), cases(IMPOSSIBLE))
+def test_an_impossible_value_is_told_with_key_value_and_what_is_allowed(name, case):
+    value, allowed = case
+    with pytest.raises(InputError) as caught:
+        make_experiment({name: value})
+    told, rule = str(caught.value).split(", but must be ", 1)
+    assert told == f"experiment: {name} is {value!r}"
+    assert allowed in rule
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "projection_learning_rate"])
+def test_a_rate_that_yaml_reads_as_text_is_a_number(name):
+    assert getattr(make_experiment({name: "1e-5"}), name) == 1e-5
+
+
+def test_several_cutoffs_are_kept_as_a_tuple():
+    assert make_experiment({"llm_layers": [2, -1]}).llm_layers == (2, -1)
+
+
+def test_a_path_may_stand_for_a_text(tmp_path):
+    assert make_experiment({"task": tmp_path}).task == str(tmp_path)
+
+
+def test_an_experiment_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Experiment().seed = 1
+
+
+def test_replacing_a_key_checks_it_again():
+    with pytest.raises(InputError, match="epochs is -1"):
+        dataclasses.replace(Experiment(), epochs=-1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("llm_layer", "llm_layers"), ("epoch", "epochs"), ("poolin", "pooling"), ("Seed", "seed")],
+)
+def test_an_unknown_key_is_told_with_the_nearest_known_one(wrong, right):
+    with pytest.raises(InputError, match=f"unknown key '{wrong}'; did you mean '{right}'"):
+        make_experiment({wrong: 1})
+
+
+@pytest.mark.parametrize("wrong", ["xyzzy", 7])
+def test_an_unknown_key_like_no_other_is_told_with_all_known_ones(wrong):
+    with pytest.raises(InputError) as caught:
+        make_experiment({wrong: 1}, where="my.yaml")
+    assert str(caught.value).startswith(f"my.yaml: unknown key '{wrong}'")
+    assert ", ".join(KEYS) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_of_the_project_loads_by_its_name(name):
+    assert load_experiment(name) == load_experiment(CONFIG_FOLDER / f"{name}.yaml")
+
+
+def test_quickstart_is_among_the_configs():
+    assert "quickstart" in CONFIGS
+
+
+def test_an_override_replaces_the_files_value_and_none_keeps_it(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("task: sample\nseed: 7\nepochs: 2\n")
+    experiment = load_experiment(path, seed=8, epochs=None)
+    assert (experiment.seed, experiment.epochs) == (8, 2)
+
+
+def test_a_bad_value_in_a_file_is_told_with_the_file(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("pooling: cls\n")
+    with pytest.raises(InputError, match=r"my\.yaml: pooling is 'cls'"):
+        load_experiment(path)
+
+
+@pytest.mark.parametrize("content", [b"task: [sample\n", b"a: b: c\n", b"task: \xff\n"])
+def test_a_file_that_is_not_yaml_is_told_in_one_line(tmp_path, content):
+    path = tmp_path / "my.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"my\.yaml is not YAML") as caught:
+        read_config(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "- sample\n", "sample\n"])
+def test_a_file_without_keys_is_told(tmp_path, content):
+    path = tmp_path / "my.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match="must hold `key: value` lines"):
+        read_config(path)
+
+
+def test_a_missing_config_is_told_with_the_nearest_name():
+    with pytest.raises(InputError, match="'quickstrat'; did you mean 'quickstart'"):
+        find_config("quickstrat")
+
+
+def test_a_missing_config_like_no_other_is_told_with_all_names():
+    with pytest.raises(InputError) as caught:
+        find_config("zzz")
+    assert ", ".join(CONFIGS) in str(caught.value)
+
+
+def test_a_path_goes_before_a_name_in_configs(tmp_path, monkeypatch):
+    (tmp_path / "quickstart").write_text("seed: 7\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("quickstart").seed == 7
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("llm_layers=10", ("llm_layers", 10)),
+        ("llm_layers=[1, -1]", ("llm_layers", [1, -1])),
+        ("max_train_texts=null", ("max_train_texts", None)),
+        ("task = a=b", ("task", "a=b")),
+        ("kind=hybrid", ("kind", "hybrid")),
+    ],
+)
+def test_an_override_is_read_as_yaml_reads_it(setting, expected):
+    assert parse_override(setting) == expected
+
+
+@pytest.mark.parametrize("setting", ["llm_layers", "", "=10", "llm_layers 10"])
+def test_an_override_without_key_or_equals_sign_is_told(setting):
+    with pytest.raises(InputError, match="write key=value") as caught:
+        parse_override(setting)
+    assert repr(setting) in str(caught.value)
+
+
+def test_an_override_that_is_not_yaml_is_told():
+    with pytest.raises(InputError, match="the value is not YAML"):
+        parse_override("llm_layers=[1")
+
+
+@pytest.mark.parametrize(
+    ("llm_layers", "expected"),
+    [
+        (1, (1,)),
+        (18, (18,)),
+        (-1, (18,)),
+        (-18, (1,)),
+        (-9, (10,)),
+        ((10,), (10,)),
+        ((-1, 3, 1), (1, 3, 18)),
+        (tuple(range(1, 19)), tuple(range(1, 19))),
+    ],
+)
+def test_cutoffs_count_from_the_bottom_in_rising_order(llm_layers, expected):
+    assert cutoffs(llm_layers, 18) == expected
+
+
+@pytest.mark.parametrize("llm_layers", [19, -19, (1, 19), (-19, -1)])
+def test_a_cutoff_beyond_the_model_is_told_with_the_blocks_there_are(llm_layers):
+    with pytest.raises(InputError, match="19, but this Gemma has 18 blocks: use 1 … 18, or -1 …"):
+        cutoffs(llm_layers, 18)
+
+
+@pytest.mark.parametrize("llm_layers", [(18, -1), (1, -18), (3, 3), (-2, -2)])
+def test_a_block_named_twice_is_told(llm_layers):
+    with pytest.raises(InputError, match="names a block twice") as caught:
+        cutoffs(llm_layers, 18)
+    assert str(list(llm_layers)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ignored"),
+    [
+        ("hybrid", set()),
+        (
+            "gemma_only",
+            {
+                "slm_preset",
+                "fusion",
+                "projection",
+                "epochs",
+                "seed",
+                "batch_size",
+                "learning_rate",
+                "projection_learning_rate",
+                "train_split",
+                "max_train_texts",
+            },
+        ),
+        (
+            "roberta_only",
+            {"llm_preset", "llm_layers", "layer_pooling", "final_norm", "fusion", "projection"},
+        ),
+    ],
+)
+def test_the_determining_keys_leave_out_what_the_kind_ignores(kind, ignored):
+    assert set(KEYS) - set(make_experiment({"kind": kind}).determining()) == ignored
+
+
+def test_without_epochs_no_key_of_training_determines_the_result():
+    trained = make_experiment({"epochs": 1}).determining()
+    untrained = make_experiment({"epochs": 0}).determining()
+    assert set(trained) - set(untrained) == {
+        "batch_size",
+        "learning_rate",
+        "projection_learning_rate",
+        "train_split",
+        "max_train_texts",
+    }
+
+
+def test_every_key_is_in_the_dictionary_with_lists_for_tuples():
+    values = make_experiment({"llm_layers": [2, 1]}).as_dict()
+    assert list(values) == KEYS
+    assert values["llm_layers"] == [2, 1]
+
+
+def test_an_experiment_can_be_made_again_from_its_dictionary():
+    experiment = make_experiment({"llm_layers": [2, 1], "seed": 5, "learning_rate": "1e-4"})
+    assert make_experiment(experiment.as_dict()) == experiment

@@ -1,0 +1,56 @@
+import json
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MOST_LINES = 12
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_outputs_and_in_small_cells(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert not any(cell.outputs for cell in code)
+    assert max(cell.source.count("\n") + 1 for cell in code) <= MOST_LINES
+    assert code[0].metadata.tags == ["parameters"]
+
+
+def outputs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def execute(tmp_path, **parameters):
+    executed = tmp_path / "executed.ipynb"
+    papermill.execute_notebook(
+        NOTEBOOKS[0],
+        executed,
+        parameters={"OUT": str(tmp_path / "out"), **parameters},
+        progress_bar=False,
+        cwd=ROOT / "notebooks",
+    )
+    return executed
+
+
+@pytest.mark.notebook
+def test_train_and_score_runs_on_the_built_in_default(tmp_path):
+    executed = execute(tmp_path, LLM_LAYERS=-15, OVERRIDES={"epochs": 1})
+    printed = "".join(one.text for one in outputs(executed) if one.output_type == "stream")
+    assert "| hybrid [1-4]     | 4      | -15          |" in printed
+    assert "the machinery, not the method" in printed
+    images = [one for one in outputs(executed) if "image/png" in one.get("data", {})]
+    assert len(images) == 1
+    results = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
+    kinds = sorted(result["experiment"]["kind"] for result in results)
+    assert kinds == ["gemma_only", "hybrid", "roberta_only"]
+
+
+@pytest.mark.notebook
+def test_a_mistake_in_the_first_cell_is_told_before_anything_is_computed(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="llm_layers is 2.5, but must be"):
+        execute(tmp_path, LLM_LAYERS=2.5)
+    assert not (tmp_path / "out").exists()

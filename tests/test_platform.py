@@ -1,0 +1,121 @@
+"""Platform: where the code runs, its secrets and its output folder."""
+
+import sys
+import types
+
+import pytest
+
+from embedder_helpers import platform
+from embedder_helpers.config import InputError
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch):
+    """Neither Kaggle nor Colab, whatever the machine."""
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    for module in ("google.colab", "kaggle_secrets"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+def put_kaggle_secrets(monkeypatch, secrets):
+    class UserSecretsClient:
+        def get_secret(self, label):
+            return secrets[label]
+
+    module = types.ModuleType("kaggle_secrets")
+    module.UserSecretsClient = UserSecretsClient
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", module)
+
+
+def put_colab(monkeypatch, secrets):
+    module = types.ModuleType("google.colab")
+    module.userdata = types.SimpleNamespace(get=lambda label: secrets[label])
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    if "google" not in sys.modules:
+        monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+
+
+def test_ones_own_machine_is_local():
+    assert platform.name() == "local"
+
+
+@pytest.mark.parametrize("how", ["Interactive", "Batch", ""])
+def test_kaggle_is_known_by_its_environment(monkeypatch, how):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", how)
+    assert platform.name() == "kaggle"
+
+
+def test_colab_is_known_by_its_module(monkeypatch):
+    put_colab(monkeypatch, {})
+    assert platform.name() == "colab"
+
+
+@pytest.mark.parametrize(
+    ("where", "folder"),
+    [("kaggle", "/kaggle/working/results"), ("colab", "/content/results")],
+)
+def test_results_go_where_the_platform_keeps_them(monkeypatch, where, folder):
+    monkeypatch.setattr(platform, "name", lambda: where)
+    assert platform.results_folder().as_posix() == folder
+
+
+def test_local_results_go_beside_the_package():
+    package = platform.Path(platform.__file__).parent
+    assert platform.results_folder() == package.resolve().parent / "results"
+
+
+def test_versions_name_python_and_every_package():
+    versions = platform.versions()
+    assert set(versions) == {"python", *platform.PACKAGES}
+    assert versions["python"] == sys.version.split()[0]
+
+
+def test_a_package_that_is_not_there_is_absent(monkeypatch):
+    monkeypatch.setattr(platform, "PACKAGES", ("no-such-package-anywhere",))
+    assert platform.versions()["no-such-package-anywhere"] == "absent"
+
+
+def test_the_description_says_what_runs_where_and_where_the_results_go(monkeypatch, tmp_path):
+    monkeypatch.setattr(platform, "devices", lambda: ["Some GPU"])
+    text = platform.describe(tmp_path)
+    assert "local: Some GPU" in text
+    assert str(tmp_path.resolve()) in text
+
+
+def test_a_secret_is_read_from_the_environment_first(monkeypatch):
+    put_kaggle_secrets(monkeypatch, {"MY_SECRET": "from kaggle"})
+    monkeypatch.setenv("MY_SECRET", "from the environment")
+    assert platform.secret("MY_SECRET") == "from the environment"
+
+
+@pytest.mark.parametrize("put", [put_kaggle_secrets, put_colab])
+def test_a_secret_is_read_from_the_platforms_service(monkeypatch, put):
+    monkeypatch.delenv("MY_SECRET", raising=False)
+    put(monkeypatch, {"MY_SECRET": "from the service"})
+    assert platform.secret("MY_SECRET") == "from the service"
+
+
+@pytest.mark.parametrize("put", [put_kaggle_secrets, put_colab])
+def test_a_secret_that_the_service_lacks_is_none(monkeypatch, put):
+    monkeypatch.delenv("MY_SECRET", raising=False)
+    put(monkeypatch, {"OTHER": "value"})
+    assert platform.secret("MY_SECRET") is None
+
+
+def test_an_empty_variable_is_no_secret(monkeypatch):
+    monkeypatch.setenv("MY_SECRET", "")
+    assert platform.secret("MY_SECRET") is None
+
+
+def test_a_writable_folder_is_made_with_its_parents_and_left_empty(tmp_path):
+    folder = platform.writable_folder(tmp_path / "a" / "b")
+    assert folder.is_dir() and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("below", [".", "results", "a/b"])
+def test_a_folder_that_cannot_be_made_is_told_with_its_path_and_a_way_out(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(InputError, match="cannot be written .*--out") as caught:
+        platform.writable_folder(file / below)
+    assert str(file) in str(caught.value)
