@@ -49,8 +49,10 @@ format: $(VENV)/.dev  ## mend style
 notebooks: $(VENV)/.dev  ## execute every notebook, as a test
 	$(BIN)/python -m pytest -m notebook
 
-real: $(VENV)/.dev  ## run the tests on real presets: make real PRESETS=folder
-	EMBEDDER_PRESETS=$(PRESETS) $(BIN)/python -m pytest -m real
+# EMBEDDER_PRESETS: a folder with gemma3_270m and roberta_6l_384; EMBEDDER_REFERENCE: one with real
+# data and the official evaluator; EMBEDDER_REFERENCE_PYTHON: requirements-reference.txt installed.
+real: $(VENV)/.dev  ## run the tests on real presets, which EMBEDDER_* variables name
+	$(BIN)/python -m pytest -m real
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) $(DEMO)

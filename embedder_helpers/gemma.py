@@ -114,16 +114,20 @@ class Gemma:
         return states
 
 
+# Compiled functions by kind of block, for the life of the process: the next experiment on the same
+# model compiles nothing. Each keeps the block it was made from, one block's weights, in memory.
+_COMPILED: dict[str, Callable] = {}
+
+
 def _compiled_blocks(blocks: list[keras.layers.Layer]) -> list[Callable[[Any, Any], Any]]:
     """A function `(states, mask) -> states` for each block; one compilation for those of a kind."""
-    compiled: dict[str, Callable] = {}
     steps = []
     for block in blocks:
         config = {name: value for name, value in block.get_config().items() if name != "name"}
-        kind = json.dumps(config, sort_keys=True, default=str)
-        if kind not in compiled:
-            compiled[kind] = _compile(_stateless(block))
-        steps.append(_with_weights(compiled[kind], block))
+        kind = type(block).__name__ + json.dumps(config, sort_keys=True, default=str)
+        if kind not in _COMPILED:
+            _COMPILED[kind] = _compile(_stateless(block))
+        steps.append(_with_weights(_COMPILED[kind], block))
     return steps
 
 

@@ -237,6 +237,7 @@ def write_string_task(folder):
     return folder
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(
     ("name", "folder"),
     [

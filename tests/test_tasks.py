@@ -315,6 +315,7 @@ print(json.dumps(task.stratified_subsampling(splits, seed=task.seed)["test"]["te
 """
 
 
+@pytest.mark.real
 def test_the_toxic_test_split_is_sampled_as_mteb_does(monkeypatch, reference_python):
     rows = rows_of(3000, (0, 0, 1, 0, 0, 1, 0))
     put_hub(monkeypatch, test=rows)
