@@ -5,6 +5,7 @@ tokens, gemma, pooling, projection, roberta, embedder, training, protocol, run, 
 Importing the package imports none of them, so that a mistake in a config is told at once.
 """
 
+import logging
 import os
 
 __version__ = "0.1.0"
@@ -12,3 +13,4 @@ __version__ = "0.1.0"
 # TensorFlow is Keras's default; a user's own choice stands. Its start-up lines say nothing of use.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every length bucket

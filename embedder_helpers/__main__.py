@@ -58,11 +58,11 @@ def _run(options: argparse.Namespace) -> None:
         for config in options.configs
     ]
     from embedder_helpers import report
-    from embedder_helpers.run import run, with_baselines
+    from embedder_helpers.run import run_all, with_baselines
 
     if options.baselines:
         experiments = [one for experiment in experiments for one in with_baselines(experiment)]
-    results = [run(experiment, options.out) for experiment in experiments]
+    results = run_all(experiments, options.out)
     print()
     report.publish(results, options.out)
 

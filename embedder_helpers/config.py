@@ -118,7 +118,7 @@ TASK_KEYS = (
 )
 GEMMA_KEYS = ("llm_preset", "llm_layers", "layer_pooling", "final_norm")
 PROJECTION_KEYS = ("fusion", "projection")
-ROBERTA_KEYS = ("slm_preset", "epochs", "seed")
+ROBERTA_KEYS = ("slm_preset", "epochs")
 TRAINING_KEYS = (
     "batch_size",
     "learning_rate",
@@ -221,6 +221,8 @@ class Experiment:
             names += PROJECTION_KEYS
         if self.kind != "gemma_only":
             names += ROBERTA_KEYS + (TRAINING_KEYS if self.epochs else ())
+        if self.kind == "hybrid" or (self.kind == "roberta_only" and self.epochs):
+            names += ("seed",)
         return {name: getattr(self, name) for name in names}
 
     def as_dict(self) -> dict[str, Any]:
@@ -289,7 +291,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML's own for 2024-13-45, and bad UTF-8
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not YAML: {reason}") from None
     except OSError as error:
@@ -306,7 +308,7 @@ def parse_override(setting: str) -> tuple[str, Any]:
         raise InputError(f"--set {setting!r}: write key=value, such as --set llm_layers=10")
     try:
         return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise InputError(f"--set {setting!r}: the value is not YAML") from None
 
 

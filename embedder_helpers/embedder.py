@@ -5,83 +5,69 @@ states) and `embed` does the rest, so that training repeats only the second.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import keras
 import numpy as np
 from keras import ops
-from tqdm.auto import tqdm
 
-from embedder_helpers.config import Experiment, InputError, cutoffs
+from embedder_helpers import platform
+from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.gemma import Gemma
+from embedder_helpers.local import check_texts
 from embedder_helpers.pooling import pool
-from embedder_helpers.presets import Preset, find_preset
+from embedder_helpers.presets import Preset, find_presets
 from embedder_helpers.projection import build_projection
 from embedder_helpers.roberta import encode_embeddings, load_roberta
-from embedder_helpers.tasks import check_texts
 from embedder_helpers.tokens import Ragged, inference_batches, tokenise
 
 ROBERTA_TOKENS = 4096  # tokens a batch when RoBERTa only encodes
 
 
-class Embedder(Protocol):
+class Embedder:
     """What the three kinds share.
 
     Attributes:
+        gemma: the truncated Gemma; None for RoBERTa alone.
         model: the trained part, a Keras model `{"inputs", "mask"} -> (texts, width)`; None for
             Gemma alone.
         truncated: texts that were cut at `max_tokens` since the embedder was made.
     """
 
-    model: keras.Model | None
-    truncated: int
+    gemma: Gemma | None
+    model: keras.Model | None = None
+    truncated: int = 0
 
     def prepare(self, texts: Sequence[str]) -> Ragged:
         """What training never changes: token ids, or Gemma's states."""
+        raise NotImplementedError
 
     def embed(self, prepared: Ragged) -> np.ndarray:
         """Embeddings `(texts, width)` float32."""
+        raise NotImplementedError
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings `(texts, width)` float32, in the order of the texts.
+
+        Raises:
+            InputError: a text that is None, NaN, empty or not a string; names the rows.
+        """
+        if isinstance(texts, str):
+            raise InputError("encode takes a list of texts: put the one text into a list")
+        check_texts(texts, "encode")
+        return self.embed(self.prepare(texts))
 
 
-def encode(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
-    """Embeddings `(texts, width)` float32, in the order of the texts.
-
-    Raises:
-        InputError: a text that is None, NaN, empty or not a string; names the rows.
-    """
-    check_texts(texts, "encode")
-    return embedder.embed(embedder.prepare(texts))
-
-
-def find_presets(experiment: Experiment) -> dict[str, Preset]:
-    """The presets that an Experiment's kind uses, by their key; checks cutoff and length.
-
-    Raises:
-        InputError: a preset cannot be had, or has no such block or fewer positions.
-    """
-    roles = {
-        "hybrid": ("llm_preset", "slm_preset"),
-        "gemma_only": ("llm_preset",),
-        "roberta_only": ("slm_preset",),
-    }[experiment.kind]
-    presets = {role: find_preset(role, getattr(experiment, role)) for role in roles}
-    if "llm_preset" in presets:
-        cutoffs(experiment.llm_layers, presets["llm_preset"].blocks)
-    if "slm_preset" in presets and experiment.max_tokens > presets["slm_preset"].positions:
-        raise InputError(
-            f"max_tokens is {experiment.max_tokens}, but {experiment.slm_preset} has "
-            f"{presets['slm_preset'].positions} positions: use at most that many"
-        )
-    return presets
-
-
-def build_embedder(experiment: Experiment) -> Embedder:
+def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = None) -> Embedder:
     """The embedder of an Experiment, its pretrained weights loaded and nothing trained.
+
+    Args:
+        experiment: what to build.
+        presets: what `find_presets` found, if it was called already.
 
     Raises:
         InputError: a preset cannot be used.
     """
-    presets = find_presets(experiment)
+    presets = presets or find_presets(experiment)
     keras.utils.set_random_seed(experiment.seed)
     gemma = None
     if "llm_preset" in presets:
@@ -96,15 +82,13 @@ def build_embedder(experiment: Experiment) -> Embedder:
     return WithRoberta(presets["slm_preset"], gemma, experiment)
 
 
-class GemmaOnly:
+class GemmaOnly(Embedder):
     """Text → Gemma's states → pool. Nothing is trained."""
 
     def __init__(self, gemma: Gemma, experiment: Experiment):
         self.gemma = gemma
         self.pooling = experiment.pooling
         self.max_tokens = experiment.max_tokens
-        self.model = None
-        self.truncated = 0
 
     def prepare(self, texts: Sequence[str]) -> Ragged:
         """Token ids."""
@@ -121,13 +105,13 @@ class GemmaOnly:
         return embeddings
 
 
-class WithRoberta:
+class WithRoberta(Embedder):
     """Text → (Gemma's states → projection, or RoBERTa's own embeddings) → RoBERTa → pool."""
 
     def __init__(self, preset: Preset, gemma: Gemma | None, experiment: Experiment):
         # === Layers ===
         self.gemma = gemma
-        roberta, self.tokenizer = load_roberta(preset.handle)
+        roberta, self.tokenizer = load_roberta(preset)
 
         # === Functional model ===
         mask = keras.Input((None,), dtype="int32", name="mask")
@@ -146,7 +130,6 @@ class WithRoberta:
         # === Config ===
         self.width = preset.width
         self.max_tokens = experiment.max_tokens
-        self.truncated = 0
 
     def prepare(self, texts: Sequence[str]) -> Ragged:
         """RoBERTa's token ids, or frozen Gemma's states."""
@@ -160,21 +143,13 @@ class WithRoberta:
         return prepared
 
     def embed(self, prepared: Ragged) -> np.ndarray:
-        """Embeddings of the trained part as it stands."""
+        """Embeddings of the trained part as it stands; costs one pass over every token."""
         embeddings = np.empty((len(prepared), self.width), "float32")
-        for rows, output in predict(self.model, prepared, "RoBERTa"):
-            embeddings[rows] = output
+        batches = inference_batches(prepared.lengths, ROBERTA_TOKENS, self.max_tokens)
+        with platform.progress(len(prepared), "RoBERTa") as bar:
+            for rows, length, texts in batches:
+                values, mask = prepared.padded(rows, length, texts)
+                output = self.model.predict_on_batch({"inputs": values, "mask": mask})
+                embeddings[rows] = output[: len(rows)]
+                bar.update(len(rows))
         return embeddings
-
-
-def predict(model: keras.Model, prepared: Ragged, name: str) -> Any:
-    """Rows and outputs of a Keras model on `{"inputs", "mask"}`, batch by batch.
-
-    Costs one pass over every token; padding is bounded by the buckets.
-    """
-    with tqdm(total=len(prepared), desc=name, unit="text") as bar:
-        for rows, length, texts in inference_batches(prepared.lengths, ROBERTA_TOKENS):
-            values, mask = prepared.padded(rows, length, texts)
-            output = model.predict_on_batch({"inputs": values, "mask": mask})
-            yield rows, output[: len(rows)]
-            bar.update(len(rows))

@@ -12,12 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from tqdm.auto import tqdm
 
 from embedder_helpers import platform
 from embedder_helpers.config import InputError, cutoffs
 from embedder_helpers.pooling import pool_layers
-from embedder_helpers.presets import Preset
+from embedder_helpers.presets import Preset, load_preset
 from embedder_helpers.tokens import Ragged, end_to_end, inference_batches, tokenise
 
 CPU_TOKENS = 2048  # tokens a batch; more gains nothing on a CPU
@@ -48,9 +47,10 @@ class Gemma:
         self.final_norm = final_norm
 
         # === Layers ===
-        self.tokenizer = keras_hub.models.Tokenizer.from_preset(preset.handle)
-        self.backbone = keras_hub.models.Backbone.from_preset(
-            preset.handle, num_layers=self.cutoffs[-1], dtype="float32"
+        models = keras_hub.models
+        self.tokenizer = load_preset(models.Tokenizer, "llm_preset", preset)
+        self.backbone = load_preset(
+            models.Backbone, "llm_preset", preset, num_layers=self.cutoffs[-1], dtype="float32"
         )
         self.backbone.trainable = False
 
@@ -81,7 +81,7 @@ class Gemma:
             InputError: a state that is not finite.
         """
         budget = CPU_TOKENS if platform.devices()[0].startswith("CPU") else GPU_TOKENS
-        with tqdm(total=len(ids), desc=f"Gemma, {self.cutoffs[-1]} blocks", unit="text") as bar:
+        with platform.progress(len(ids), f"Gemma, {self.cutoffs[-1]} blocks") as bar:
             for rows, length, texts in inference_batches(ids.lengths, budget):
                 tokens, mask = ids.padded(rows, length, texts)
                 states = pool_layers(self.cut_states(tokens, mask), self.layer_pooling)

@@ -34,12 +34,10 @@ def read_local(
     Raises:
         InputError: anything that is missing, cannot be read, or is no text or label.
     """
-    if path.is_dir():
-        found = _read_folder(path, text_column, label_column)
-    elif path.is_file():
-        found = _read_one_file(path, text_column, label_column)
-    else:
+    if not exists(path):
         raise InputError(f"task_data: there is no folder or file {path}")
+    read = _read_folder if path.is_dir() else _read_one_file
+    found = read(path, text_column, label_column)
     for where, texts, _ in found.values():
         if not texts:
             raise InputError(f"{where} is empty: every split needs at least one row")
@@ -54,14 +52,25 @@ def exists(path: Path) -> bool:
         return False
 
 
-def stratified_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` rows in rising order, each label with its share, drawn by the seed."""
+def stratified_rows(
+    labels: np.ndarray, count: int, seed: int, *, leave_one: bool = False
+) -> np.ndarray:
+    """`count` rows in rising order, each label with its share, drawn by the seed.
+
+    Args:
+        labels: `(n,)`.
+        count: how many rows; all if there are fewer.
+        seed: of the draw.
+        leave_one: leave at least one row of each label out, so that what is left has them all.
+    """
     generator = np.random.default_rng(seed)
     place = np.empty(len(labels))
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
-        # The i-th of m rows of a label stands at (i + u) / m: the lowest places have every label.
+        # The i-th of m rows of a label stands at (i + u) / m: any start of the line has its share.
         place[rows] = (np.arange(len(rows)) + generator.random()) / len(rows)
+        if leave_one:
+            place[rows[-1]] = np.inf
     return np.sort(np.argsort(place, kind="stable")[:count])
 
 
@@ -129,7 +138,8 @@ def _read_one_file(path: Path, text_column: str, label_column: str) -> dict:
                 f"{_name_rows(bad)}"
             )
     else:
-        tested = set(stratified_rows(labels, round(FILE_TEST * len(rows)), SPLIT_SEED).tolist())
+        count = round(FILE_TEST * len(rows))
+        tested = set(stratified_rows(labels, count, SPLIT_SEED, leave_one=True).tolist())
         named = ["test" if row in tested else "train" for row in range(len(rows))]
     found = {}
     for split in SPLITS:
@@ -173,6 +183,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
+    csv.field_size_limit(2**31 - 1)  # a text may be a book
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = [line for line in csv.reader(file, strict=True) if line]
     header, *rows = lines or [[]]

@@ -5,6 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
+from embedder_helpers import __version__
 from embedder_helpers.config import InputError
 
 PACKAGES = ("keras", "keras-hub", "tensorflow", "scikit-learn", "datasets", "numpy")
@@ -19,7 +22,7 @@ def name() -> str:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on, `python` among them."""
-    found = {"python": sys.version.split()[0]}
+    found = {"embedder_helpers": __version__, "python": sys.version.split()[0]}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -38,6 +41,10 @@ def devices() -> list[str]:
         gpus = tf.config.list_physical_devices("GPU")
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         names = [detail.get("device_name", "GPU") for detail in details]
+    elif keras.config.backend() == "torch":
+        import torch
+
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     else:
         names = [device for device in keras.distribution.list_devices() if "cpu" not in device]
     return names or [f"CPU, {os.cpu_count()} cores"]
@@ -54,6 +61,16 @@ def describe(out: str | Path) -> str:
     found = ", ".join(f"{package} {version}" for package, version in versions().items())
     where = f"{name()}: {', '.join(devices())}"
     return f"platform  {where}\nversions  {found}\nresults   {Path(out).resolve()}"
+
+
+def progress(total: int, what: str, unit: str = "text") -> tqdm:
+    """A progress bar; shown once the work takes longer than two seconds, then cleared.
+
+    Plain text on standard output, because a widget is lost when a notebook is saved.
+    """
+    return tqdm(
+        total=total, desc=what, unit=unit, file=sys.stdout, delay=2, mininterval=2, leave=False
+    )
 
 
 def secret(label: str) -> str | None:

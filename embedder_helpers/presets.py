@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from embedder_helpers import platform
-from embedder_helpers.config import InputError
+from embedder_helpers.config import Experiment, InputError, cutoffs
+from embedder_helpers.local import exists
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN = ("tiny_gemma", "tiny_roberta")
@@ -50,6 +51,28 @@ class Preset:
     blocks: int
     width: int
     positions: int | None
+
+
+def find_presets(experiment: Experiment) -> dict[str, Preset]:
+    """The presets that an Experiment's kind uses, by their key; checks cutoff and length.
+
+    Raises:
+        InputError: a preset cannot be had, or has no such block or fewer positions.
+    """
+    roles = {
+        "hybrid": ("llm_preset", "slm_preset"),
+        "gemma_only": ("llm_preset",),
+        "roberta_only": ("slm_preset",),
+    }[experiment.kind]
+    presets = {role: find_preset(role, getattr(experiment, role)) for role in roles}
+    if "llm_preset" in presets:
+        cutoffs(experiment.llm_layers, presets["llm_preset"].blocks)
+    if "slm_preset" in presets and experiment.max_tokens > presets["slm_preset"].positions:
+        raise InputError(
+            f"max_tokens is {experiment.max_tokens}, but {experiment.slm_preset} has "
+            f"{presets['slm_preset'].positions} positions: use at most that many"
+        )
+    return presets
 
 
 def find_preset(role: str, name: str) -> Preset:
@@ -89,7 +112,7 @@ def _positions(shape: dict[str, Any]) -> int:
 def _read_config(role: str, name: str) -> tuple[dict[str, Any], str, str]:
     """Config, handle and fingerprint of a preset."""
     folder = BUILTIN_FOLDER / name if name in BUILTIN else Path(name)
-    if folder.is_dir():
+    if exists(folder) and folder.is_dir():
         return _json(role, folder / "config.json"), str(folder), folder_fingerprint(folder)
     if name.startswith("hf://"):
         path = _from_hugging_face(role, name)
@@ -97,6 +120,24 @@ def _read_config(role: str, name: str) -> tuple[dict[str, Any], str, str]:
     handle = name if name.startswith("kaggle://") else _kaggle_handle(role, name)
     path = _from_kaggle(role, name, handle)
     return _json(role, path), name, f"{handle}@{path.parent.name}"  # the folder is the version
+
+
+def load_preset(kind: Any, role: str, preset: Preset, **options: Any) -> Any:
+    """`kind.from_preset`, for a backbone or a tokenizer.
+
+    Raises:
+        InputError: files are missing or damaged, or this keras-hub cannot read them.
+    """
+    try:
+        return kind.from_preset(preset.handle, **options)
+    except Exception as error:  # keras-hub, its hubs and h5py have errors of their own
+        local = Path(preset.handle).is_dir()
+        reason = " ".join(str(error).split())[:200] if local else _kind(error)
+        version = platform.versions()["keras-hub"]
+        raise InputError(
+            f"{role} {preset.name!r} cannot be loaded by keras-hub {version} ({reason}): give a "
+            "whole preset (config.json, model.weights.h5, tokenizer.json, assets/), or another one"
+        ) from None
 
 
 def _json(role: str, path: Path) -> dict[str, Any]:
@@ -128,15 +169,15 @@ def _kaggle_handle(role: str, name: str) -> str:
     """The Kaggle handle of one of Keras's own presets."""
     import keras_hub
 
-    if any(mark in name for mark in ("/", "\\", ".")):
-        raise InputError(
-            f"{role}: there is no folder {name!r} (a Hugging Face model is written hf://{name})"
-        )
     classes = {
         "llm_preset": (keras_hub.models.GemmaBackbone, keras_hub.models.Gemma3Backbone),
         "slm_preset": (keras_hub.models.RobertaBackbone,),
     }[role]
     known = {preset: data for one in classes for preset, data in one.presets.items()}
+    if name not in known and any(mark in name for mark in "/\\"):
+        raise InputError(
+            f"{role}: there is no folder {name!r} (a Hugging Face model is written hf://{name})"
+        )
     if name not in known:
         near = difflib.get_close_matches(name, [*known, *BUILTIN], n=1)
         guess = f"; did you mean {near[0]!r}?" if near else "."
@@ -158,11 +199,12 @@ def _from_kaggle(role: str, name: str, handle: str) -> Path:
         return Path(kagglehub.model_download(handle.removeprefix("kaggle://"), "config.json"))
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403):
+        refusals = ("BackendError", "CredentialError", "UnauthenticatedError")
+        if status in (401, 403) or _kind(error) in refusals:
             raise InputError(
-                f"{role}: Kaggle does not let you have {name!r} (HTTP {status}): accept the "
-                f"licence at {page}, and outside Kaggle set KAGGLE_USERNAME and KAGGLE_KEY "
-                "(https://www.kaggle.com/settings, Create New Token)"
+                f"{role}: Kaggle does not let you have {name!r} ({status or _kind(error)}): accept "
+                f"the licence at {page}, and outside Kaggle set KAGGLE_API_TOKEN "
+                "(https://www.kaggle.com/settings/api, Generate New Token)"
             ) from None
         if status == 404 or isinstance(error, ValueError):
             raise InputError(f"{role}: Kaggle has no model {name!r}: see {page}") from None

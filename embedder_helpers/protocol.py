@@ -63,20 +63,26 @@ def draw_rows(
 ) -> list[list[int]]:
     """The train rows that each experiment draws, in the order of its walk.
 
-    Every experiment shuffles the previous order with a new generator of the same seed, walks it and
-    takes a row while its label has been taken fewer than `samples_per_label` times.
+    Every experiment shuffles the previous order with a new generator of the same seed, so by the
+    same permutation, walks it, and takes a row while its label has been taken fewer than
+    `samples_per_label` times.
     """
-    order = list(range(len(labels)))
-    draws = []
+    permutation = np.arange(len(labels))
+    np.random.RandomState(seed).shuffle(permutation)
+    counts = Counter(labels)
+    wanted = sum(min(count, samples_per_label) for count in counts.values())
+    order, draws = permutation, []
     for _ in range(experiments):
-        np.random.RandomState(seed).shuffle(order)
         taken: Counter = Counter()
         rows = []
-        for row in order:
+        for row in order.tolist():
             if taken[labels[row]] < samples_per_label:
                 taken[labels[row]] += 1
                 rows.append(row)
+                if len(rows) == wanted:  # nothing is taken from the rest of the walk
+                    break
         draws.append(rows)
+        order = order[permutation]  # the same shuffle, applied to the previous order
     return draws
 
 

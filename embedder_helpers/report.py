@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from embedder_helpers import presets
-from embedder_helpers.config import InputError
+from embedder_helpers.config import InputError, make_experiment
 from embedder_helpers.run import Result, read_result
 
 KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
@@ -20,9 +20,31 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
 
     `accuracy` and `F1` (macro) are protocol scores; `head …` those of the classification head,
     empty where none was trained; `floor …` those of always answering the commonest label. `cutoff`
-    counts Gemma's blocks from the bottom, `layer number` from the top, -1 being the last.
+    counts Gemma's blocks from the bottom, `layer number` from the top, -1 being the last. Other
+    keys in which results of one kind differ have columns of their own.
     """
-    return pd.DataFrame([_row(result) for result in results])
+    keys = _differing(results)
+    return pd.DataFrame([_row(result) | _settings(result, keys) for result in results])
+
+
+def _differing(results: Sequence[Result]) -> list[str]:
+    """Keys, beside those that the table always tells, in which results of one kind differ."""
+    told = {"kind", "task", "task_data", "llm_layers"}
+    found: dict[tuple[str, str], set] = {}
+    for result in results:
+        for key, value in _determining(result).items():
+            found.setdefault((result.experiment["kind"], key), set()).add(value)
+    differing = {key for (_, key), values in found.items() if len(values) > 1} - told
+    return [key for key in results[0].experiment if key in differing]
+
+
+def _settings(result: Result, keys: Sequence[str]) -> dict[str, Any]:
+    determining = _determining(result)
+    return {key: determining.get(key, "-") for key in keys}
+
+
+def _determining(result: Result) -> dict[str, Any]:
+    return make_experiment(result.experiment).determining()
 
 
 def _row(result: Result) -> dict[str, Any]:
@@ -81,7 +103,7 @@ def _cell(name: str, value: Any) -> str:
 def notes(results: Sequence[Result]) -> list[str]:
     """What a reader of the scores should know: of the models, the protocol and the data."""
     found = []
-    used = {result.experiment[key] for result in results for key in ("llm_preset", "slm_preset")}
+    used = {result.experiment[key] for result in results for key in result.inputs if key != "task"}
     if used & set(presets.BUILTIN):
         found.append(
             "The built-in tiny models have random weights and have read nothing: "

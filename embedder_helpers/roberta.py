@@ -5,13 +5,16 @@ keras-hub's RoBERTa takes token ids only; this walks its layers by hand from the
 
 from typing import Any
 
+from embedder_helpers.presets import Preset, load_preset
 
-def load_roberta(handle: str) -> tuple[Any, Any]:
+
+def load_roberta(preset: Preset) -> tuple[Any, Any]:
     """The backbone (float32) and the tokenizer of a preset."""
     import keras_hub
 
-    backbone = keras_hub.models.Backbone.from_preset(handle, dtype="float32")
-    return backbone, keras_hub.models.Tokenizer.from_preset(handle)
+    models = keras_hub.models
+    backbone = load_preset(models.Backbone, "slm_preset", preset, dtype="float32")
+    return backbone, load_preset(models.Tokenizer, "slm_preset", preset)
 
 
 def encode_embeddings(roberta: Any, embeddings: Any, mask: Any) -> Any:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ import numpy as np
 
 from embedder_helpers import __version__, platform, protocol
 from embedder_helpers.config import Experiment, cutoffs
-from embedder_helpers.tasks import Task, stratified_rows, task_of
+from embedder_helpers.local import SPLIT_SEED, stratified_rows
+from embedder_helpers.presets import Preset, find_presets
+from embedder_helpers.tasks import Task, task_of
+
+CHUNK = 2048  # texts whose states are held at a time when nothing is trained on them
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Result:
         head: metrics of the classification head on the test split; None where none was trained.
         floor: metrics of always answering the commonest label.
         history: loss and accuracy of each training epoch.
-        truncated: texts that were cut at `max_tokens`.
+        truncated: different texts that were cut at `max_tokens`.
         seconds: wall-clock time by part (load, prepare, train, embed, score) and in all.
         versions: of Python and the packages.
         device: what it was computed on.
@@ -53,6 +58,17 @@ class Result:
     inputs: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """An experiment whose every input was found and checked, and where its result goes."""
+
+    experiment: Experiment
+    task: Task
+    presets: dict[str, Preset]
+    inputs: dict[str, str]
+    path: Path
+
+
 def run(experiment: Experiment, out: str | Path = "results") -> Result:
     """Runs an experiment and writes its result file, or reads the file if it is there.
 
@@ -63,23 +79,35 @@ def run(experiment: Experiment, out: str | Path = "results") -> Result:
     Raises:
         InputError: anything the person can mend, before any long work.
     """
-    folder = platform.writable_folder(out)
-    task = task_of(experiment)
-    from embedder_helpers.embedder import find_presets  # Keras comes in here, seconds later
+    return run_all([experiment], out)[0]
 
+
+def run_all(experiments: Sequence[Experiment], out: str | Path = "results") -> list[Result]:
+    """Runs experiments one after the other; all are checked before the first one starts."""
+    folder = platform.writable_folder(out)
+    plans = [_plan(experiment, folder) for experiment in experiments]
+    return [_read_or_run(plan) for plan in plans]
+
+
+def _plan(experiment: Experiment, folder: Path) -> Plan:
     presets = find_presets(experiment)
+    task = task_of(experiment)
     inputs = {"task": task.fingerprint} | {
         role: preset.fingerprint for role, preset in presets.items()
     }
     path = folder / result_name(experiment, task, presets, inputs)
-    if found := read_result(path):
-        print(f"{path.name}: found, not computed again")
+    return Plan(experiment, task, presets, inputs, path)
+
+
+def _read_or_run(plan: Plan) -> Result:
+    if found := read_result(plan.path):
+        print(f"{plan.path.name}: found, not computed again")
         return found
-    print(f"{path.name}: running")
-    for note in task.notes:
+    print(f"{plan.path.name}: running")
+    for note in plan.task.notes:
         print(f"  note: {note}")
-    result = _run(experiment, task, inputs)
-    write_result(result, path)
+    result = _run(plan)
+    write_result(result, plan.path)
     return result
 
 
@@ -135,34 +163,38 @@ class _Clock:
         return self.seconds | {"total": round(time.perf_counter() - self._start, 2)}
 
 
-def _run(experiment: Experiment, task: Task, inputs: dict[str, str]) -> Result:
+def _run(plan: Plan) -> Result:
     """Text → prepared → trained → embeddings → scores."""
-    from embedder_helpers.embedder import build_embedder
+    from embedder_helpers.embedder import build_embedder  # Keras comes in here, seconds later
 
+    experiment, task = plan.experiment, plan.task
     clock = _Clock()
-    embedder = build_embedder(experiment)
+    embedder = build_embedder(experiment, plan.presets)
     clock.stop("load")
 
-    rows = _rows(experiment, task, trained=embedder.model is not None)
-    splits = {"fit": task.train, "drawn": task.train, "watched": task.validation, "test": task.test}
+    rows = _rows(experiment, task)
+    splits = {"fit": task.train, "watched": task.validation}
     if experiment.train_split == "validation":
-        splits |= {"fit": task.validation, "watched": task.train}
-    prepared = _prepare(embedder, {name: splits[name].texts(rows[name]) for name in rows})
+        splits = {"fit": task.validation, "watched": task.train}
+    splits |= {"drawn": task.train, "test": task.test}
+    texts = {name: splits[name].texts(rows[name]) for name in rows}
+    trained_on = {name: texts[name] for name in ("fit", "watched") if name in texts}
+    prepared, places = _prepare(embedder, trained_on)
     clock.stop("prepare")
 
-    history, head = [], None
-    if embedder.model is not None and experiment.epochs:
-        labels = {name: splits[name].labels[rows[name]] for name in rows}
-        history, head = _train(embedder.model, experiment, task.classes, prepared, labels)
+    head, history = None, []
+    if trained_on:
+        labels = {name: splits[name].labels[rows[name]] for name in trained_on}
+        head, history = _train(embedder.model, experiment, task.classes, prepared, labels)
         clock.stop("train")
 
-    train_embeddings = embedder.embed(prepared["drawn"])
-    test_embeddings = embedder.embed(prepared["test"])
+    embeddings = _embed(embedder, [*texts["drawn"], *texts["test"]], prepared["all"], places)
+    drawn, test = np.split(embeddings, [len(texts["drawn"])])
     clock.stop("embed")
     scores = protocol.score(
-        train_embeddings,
+        drawn,
         task.train.labels,
-        test_embeddings,
+        test,
         task.test.labels,
         samples_per_label=task.samples_per_label,
         rows=rows["drawn"],
@@ -183,22 +215,22 @@ def _run(experiment: Experiment, task: Task, inputs: dict[str, str]) -> Result:
         blocks=gemma.blocks if gemma else None,
         scores=scores.mean,
         experiments=list(scores.experiments),
-        head=head,
+        head=_head_metrics(head, test, task) if head else None,
         floor=protocol.floor(task.train.labels, task.test.labels),
         history=history,
         truncated=embedder.truncated,
         seconds=clock.total(),
         versions=platform.versions(),
         device=platform.devices(),
-        inputs=inputs,
+        inputs=plan.inputs,
     )
 
 
-def _rows(experiment: Experiment, task: Task, *, trained: bool) -> dict[str, np.ndarray]:
+def _rows(experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
     """The rows of each split that this experiment reads; a text not needed is not encoded."""
     draws = protocol.draw_rows(task.train.labels.tolist(), task.samples_per_label)
     rows = {"drawn": np.unique(np.concatenate(draws)), "test": np.arange(len(task.test))}
-    if not trained or not experiment.epochs:
+    if experiment.kind == "gemma_only" or not experiment.epochs:
         return rows
     # A label that train lacks (some of MTEB's own splits have one) cannot be learned or watched.
     fit, watched = task.training_rows, np.flatnonzero(np.isin(task.validation.labels, task.classes))
@@ -206,25 +238,45 @@ def _rows(experiment: Experiment, task: Task, *, trained: bool) -> dict[str, np.
     if experiment.train_split == "validation":
         fit, watched, fit_labels, watched_labels = watched, fit, watched_labels, fit_labels
         # As many texts of train are watched as there are to learn from.
-        watched = _some(watched, watched_labels, len(fit), experiment.seed)
+        watched = _some(watched, watched_labels, len(fit))
     if experiment.max_train_texts is not None:
-        fit = _some(fit, fit_labels, experiment.max_train_texts, experiment.seed)
+        fit = _some(fit, fit_labels, experiment.max_train_texts)
+        watched = _some(watched, watched_labels, experiment.max_train_texts)
     return rows | {"fit": fit, "watched": watched}
 
 
-def _some(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """At most `count` of the rows, drawn by label."""
-    return rows[stratified_rows(labels[rows], count, seed)]
+def _some(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the rows, drawn by label; the same ones for every seed."""
+    return rows[stratified_rows(labels[rows], count, SPLIT_SEED)]
 
 
-def _prepare(embedder: Any, texts: dict[str, list[str]]) -> dict[str, Any]:
-    """Each part prepared, every different text once."""
+def _prepare(embedder: Any, parts: dict[str, list[str]]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Each part prepared, and `all` of their texts, every different one once; their places."""
     places: dict[str, int] = {}
-    for part in texts.values():
+    for part in parts.values():
         for text in part:
             places.setdefault(text, len(places))
-    prepared = embedder.prepare(list(places))
-    return {name: prepared.select([places[text] for text in part]) for name, part in texts.items()}
+    everything = embedder.prepare(list(places))
+    prepared = {
+        name: everything.select([places[text] for text in part]) for name, part in parts.items()
+    }
+    return prepared | {"all": everything}, places
+
+
+def _embed(embedder: Any, texts: list[str], prepared: Any, places: dict[str, int]) -> np.ndarray:
+    """Embeddings of texts: from what is prepared, the others a chunk at a time.
+
+    Chunks bound the memory: a large test split's states are never held together.
+    """
+    different = list(dict.fromkeys(texts))
+    known = [text for text in different if text in places]
+    new = [text for text in different if text not in places]
+    found = [embedder.embed(prepared.select([places[text] for text in known]))]
+    for start in range(0, len(new), CHUNK):
+        found.append(embedder.embed(embedder.prepare(new[start : start + CHUNK])))
+    embeddings = np.concatenate(found)
+    row_of = {text: row for row, text in enumerate([*known, *new])}
+    return embeddings[[row_of[text] for text in texts]]
 
 
 def _train(
@@ -233,17 +285,20 @@ def _train(
     classes: np.ndarray,
     prepared: dict[str, Any],
     labels: dict[str, np.ndarray],
-) -> tuple[list[dict[str, float]], dict[str, float | None]]:
-    """Trains the model in place; gives the history and the head's metrics on the test split."""
+) -> tuple[Any, list[dict[str, float]]]:
+    """Trains the model in place; gives the head and the history."""
     from embedder_helpers import training
-    from embedder_helpers.embedder import predict
 
     classifier = training.add_head(model, len(classes))
     fit, watched = (
         (prepared[name], np.searchsorted(classes, labels[name])) for name in ("fit", "watched")
     )
     history = training.fit(classifier, fit, watched, experiment)
-    answers = np.empty(len(labels["test"]), "int64")
-    for rows, logits in predict(classifier, prepared["test"], "head"):
-        answers[rows] = logits.argmax(-1)
-    return history, protocol.metrics(labels["test"].tolist(), classes[answers].tolist())
+    return classifier.get_layer("head"), history
+
+
+def _head_metrics(head: Any, embeddings: np.ndarray, task: Task) -> dict[str, float | None]:
+    """The trained head's metrics on the test split."""
+    kernel, bias = head.get_weights()
+    answers = task.classes[(embeddings @ kernel + bias).argmax(-1)]
+    return protocol.metrics(task.test.labels.tolist(), answers.tolist())

@@ -270,7 +270,8 @@ def _with_validation(
     training_rows = np.arange(len(train))
     validation = splits.get("validation")
     if validation is None:
-        held_out = stratified_rows(train.labels, max(1, round(HELD_OUT * len(train))), SPLIT_SEED)
+        count = max(1, round(HELD_OUT * len(train)))
+        held_out = stratified_rows(train.labels, count, SPLIT_SEED, leave_one=True)
         training_rows = np.setdiff1d(training_rows, held_out)
         validation = Split(f"{train.name}, held out", train.rows.select(held_out))
         notes = [*notes, f"no validation split: {len(held_out)} of train's texts are held out"]

@@ -78,21 +78,27 @@ def tokenise(
     return end_to_end(values, [len(text) for text in ids]), truncated
 
 
-def bucket(length: int) -> int:
-    """The bucket that holds a length; past the last one, multiples of it."""
+def bucket(length: int, most: int | None = None) -> int:
+    """The bucket that holds a length; past the last one, multiples of it.
+
+    Args:
+        length: tokens.
+        most: no bucket is larger, because no text is (and RoBERTa may have no more positions).
+    """
     last = BUCKETS[-1]
-    return next((one for one in BUCKETS if one >= length), -(-length // last) * last)
+    found = next((one for one in BUCKETS if one >= length), -(-length // last) * last)
+    return found if most is None else min(found, most)
 
 
 def inference_batches(
-    lengths: np.ndarray, token_budget: int
+    lengths: np.ndarray, token_budget: int, most: int | None = None
 ) -> Iterator[tuple[np.ndarray, int, int]]:
     """Rows, padded length and padded number of texts, longest first, about `token_budget` a batch.
 
     Longest first, so that a batch that does not fit the memory fails at once. The number of texts
     is the bucket's full one or, for the last batch of a bucket, the next power of two.
     """
-    buckets = np.array([bucket(length) for length in lengths])
+    buckets = np.array([bucket(length, most) for length in lengths])
     for length in sorted(set(buckets.tolist()), reverse=True):
         rows = np.flatnonzero(buckets == length)
         full = max(1, token_budget // length)

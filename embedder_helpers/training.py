@@ -3,13 +3,13 @@
 Two learning rates: RoBERTa is pretrained and learns slowly; projection and head start from nothing.
 """
 
-import sys
 from typing import Any
 
 import keras
 import numpy as np
 
-from embedder_helpers.config import Experiment
+from embedder_helpers import platform
+from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.tokens import Ragged, bucket, training_batches
 
 WEIGHT_DECAY = 0.01
@@ -46,29 +46,34 @@ class Batches(keras.utils.PyDataset):
     Args:
         prepared: token ids or states.
         labels: `(texts,)` class numbers.
-        batch_size: texts a batch.
-        seed: of the shuffles.
+        experiment: batch size, seed of the shuffles, and `max_tokens`, the longest bucket.
     """
 
-    def __init__(self, prepared: Ragged, labels: np.ndarray, batch_size: int, seed: int):
+    def __init__(self, prepared: Ragged, labels: np.ndarray, experiment: Experiment):
         super().__init__()
         self.prepared = prepared
         self.labels = labels
-        self.batch_size = batch_size
-        self.generator = np.random.default_rng(seed)
+        self.batch_size = experiment.batch_size
+        self.max_tokens = experiment.max_tokens
+        self.generator = np.random.default_rng(experiment.seed)
+        self.shortest = 0
         self.on_epoch_end()
+        lengths = {self._length(rows) for rows in self.batches}
+        # Keras holds on to the shapes of the first epoch's first two batches: where all had one
+        # length, no later batch may be shorter.
+        self.shortest = max(lengths) if len(lengths) == 1 else 0
 
     def on_epoch_end(self):
         """Shuffles."""
         batches = training_batches(self.prepared.lengths, self.batch_size, self.generator)
-        # Keras takes the shapes of the first two batches for those of all, unless they differ.
+        # Unless the first two batches differ in length, Keras takes theirs for that of all.
         lengths = [self._length(rows) for rows in batches]
         other = next((i for i, length in enumerate(lengths) if length != lengths[0]), 0)
         batches.insert(1, batches.pop(other))
         self.batches = batches
 
     def _length(self, rows):
-        return bucket(self.prepared.lengths[rows].max())
+        return max(self.shortest, bucket(self.prepared.lengths[rows].max(), self.max_tokens))
 
     def __len__(self):
         return len(self.batches)
@@ -77,6 +82,26 @@ class Batches(keras.utils.PyDataset):
         rows = self.batches[index]
         values, mask = self.prepared.padded(rows, self._length(rows), len(rows))
         return {"inputs": values, "mask": mask}, self.labels[rows]
+
+
+class Progress(keras.callbacks.Callback):
+    """A progress bar over all steps of the training; Keras prints a line an epoch beside it."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+
+    def on_train_begin(self, logs=None):
+        """Opens the bar."""
+        self.bar = platform.progress(self.steps, "training", unit="step")
+
+    def on_train_batch_end(self, batch, logs=None):
+        """One step."""
+        self.bar.update()
+
+    def on_train_end(self, logs=None):
+        """Clears the bar."""
+        self.bar.close()
 
 
 def add_head(model: keras.Model, classes: int) -> keras.Model:
@@ -109,12 +134,14 @@ def fit(
 
     Returns:
         Loss and accuracy on both splits for each epoch.
+
+    Raises:
+        InputError: the loss is not finite.
     """
-    batches = Batches(*train, experiment.batch_size, experiment.seed)
+    batches = Batches(*train, experiment)
+    steps = len(batches) * experiment.epochs
     rate = keras.optimizers.schedules.PolynomialDecay(
-        experiment.learning_rate,
-        decay_steps=len(batches) * experiment.epochs,
-        end_learning_rate=0.0,
+        experiment.learning_rate, decay_steps=steps, end_learning_rate=0.0
     )
     new_rate = experiment.projection_learning_rate / experiment.learning_rate
     classifier.compile(
@@ -128,14 +155,16 @@ def fit(
     )
     history = classifier.fit(
         batches,
-        validation_data=Batches(*validation, 4 * experiment.batch_size, experiment.seed),
+        validation_data=Batches(*validation, experiment),
         epochs=experiment.epochs,
-        callbacks=[best],
+        callbacks=[best, keras.callbacks.TerminateOnNaN(), Progress(steps)],
         shuffle=False,  # Batches shuffles
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
-    names = history.history
-    return [
-        dict(zip(names, map(float, epoch), strict=True))
-        for epoch in zip(*names.values(), strict=True)
-    ]
+        verbose=2,
+    ).history
+    if not np.isfinite(history["loss"]).all():
+        raise InputError(
+            f"training diverged in epoch {len(history['loss'])}: the loss is not finite; lower "
+            "learning_rate or projection_learning_rate"
+        )
+    epochs = zip(*history.values(), strict=True)
+    return [dict(zip(history, map(float, epoch), strict=True)) for epoch in epochs]

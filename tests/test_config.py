@@ -308,3 +308,8 @@ def test_every_key_is_in_the_dictionary_with_lists_for_tuples():
 def test_an_experiment_can_be_made_again_from_its_dictionary():
     experiment = make_experiment({"llm_layers": [2, 1], "seed": 5, "learning_rate": "1e-4"})
     assert make_experiment(experiment.as_dict()) == experiment
+
+
+def test_a_value_that_pyyaml_itself_stumbles_over_is_one_clear_error():
+    with pytest.raises(InputError, match="the value is not YAML"):
+        parse_override("seed=2024-13-45")

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from embedder_helpers.config import Experiment, InputError
-from embedder_helpers.embedder import build_embedder, encode, find_presets
+from embedder_helpers.embedder import build_embedder
+from embedder_helpers.presets import find_presets
 
 KINDS = ("hybrid", "gemma_only", "roberta_only")
 TEXTS = [
@@ -16,7 +17,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_encode_gives_a_float32_embedding_a_text(tiny_embedders, kind):
-    embeddings = encode(tiny_embedders[kind], TEXTS)
+    embeddings = tiny_embedders[kind].encode(TEXTS)
     assert embeddings.shape == (len(TEXTS), 64) and embeddings.dtype == "float32"
     assert np.isfinite(embeddings).all()
 
@@ -24,24 +25,24 @@ def test_encode_gives_a_float32_embedding_a_text(tiny_embedders, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_order_nor_company_changes_an_embedding(tiny_embedders, kind):
     embedder = tiny_embedders[kind]
-    together = encode(embedder, TEXTS)
-    np.testing.assert_allclose(encode(embedder, TEXTS[::-1])[::-1], together, atol=1e-4)
-    alone = np.concatenate([encode(embedder, [text]) for text in TEXTS])
+    together = embedder.encode(TEXTS)
+    np.testing.assert_allclose(embedder.encode(TEXTS[::-1])[::-1], together, atol=1e-4)
+    alone = np.concatenate([embedder.encode([text]) for text in TEXTS])
     np.testing.assert_allclose(alone, together, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_batch_size_nor_padding_changes_an_embedding(tiny_embedders, kind, monkeypatch):
-    together = encode(tiny_embedders[kind], TEXTS)
+    together = tiny_embedders[kind].encode(TEXTS)
     monkeypatch.setattr("embedder_helpers.gemma.CPU_TOKENS", 64)
     monkeypatch.setattr("embedder_helpers.embedder.ROBERTA_TOKENS", 64)
     monkeypatch.setattr("embedder_helpers.tokens.BUCKETS", (64, 128))
-    np.testing.assert_allclose(encode(tiny_embedders[kind], TEXTS), together, atol=1e-4)
+    np.testing.assert_allclose(tiny_embedders[kind].encode(TEXTS), together, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_different_texts_have_different_embeddings(tiny_embedders, kind):
-    embeddings = encode(tiny_embedders[kind], TEXTS)
+    embeddings = tiny_embedders[kind].encode(TEXTS)
     distances = np.linalg.norm(embeddings[:, None] - embeddings[None], axis=-1)
     assert distances[~np.eye(len(TEXTS), dtype=bool)].min() > 1e-3
 
@@ -51,19 +52,24 @@ def test_different_texts_have_different_embeddings(tiny_embedders, kind):
 )
 def test_a_text_that_is_none_is_named_by_its_row(tiny_embedders, text, fault):
     with pytest.raises(InputError, match=rf"encode: .*{fault}.* row 2"):
-        encode(tiny_embedders["roberta_only"], ["Fine.", text])
+        tiny_embedders["roberta_only"].encode(["Fine.", text])
+
+
+def test_one_text_is_not_taken_for_a_list_of_letters(tiny_embedders):
+    with pytest.raises(InputError, match="put the one text into a list"):
+        tiny_embedders["roberta_only"].encode("Fine.")
 
 
 def test_texts_over_the_limit_are_cut_and_counted():
     embedder = build_embedder(Experiment(kind="roberta_only", max_tokens=12))
     long = "A very long sentence that goes on and on, far beyond the limit that was set. " * 5
-    encode(embedder, [long, "Short."])
+    embedder.encode([long, "Short."])
     assert embedder.truncated == 1
 
 
 def test_a_seed_makes_the_same_projection_again():
     first, again, other = (
-        encode(build_embedder(Experiment(llm_layers=1, seed=seed)), TEXTS[:2]) for seed in (1, 1, 2)
+        build_embedder(Experiment(llm_layers=1, seed=seed)).encode(TEXTS[:2]) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
@@ -90,6 +96,6 @@ def test_real_embeddings_do_not_depend_on_their_batch(real_presets, kind):
         slm_preset=str(real_presets / "roberta_6l_384"),
     )
     embedder = build_embedder(experiment)
-    together = encode(embedder, TEXTS)
-    alone = np.concatenate([encode(embedder, [text]) for text in TEXTS])
+    together = embedder.encode(TEXTS)
+    alone = np.concatenate([embedder.encode([text]) for text in TEXTS])
     np.testing.assert_allclose(alone, together, atol=1e-4)

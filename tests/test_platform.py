@@ -66,7 +66,7 @@ def test_local_results_go_beside_the_package():
 
 def test_versions_name_python_and_every_package():
     versions = platform.versions()
-    assert set(versions) == {"python", *platform.PACKAGES}
+    assert set(versions) == {"embedder_helpers", "python", *platform.PACKAGES}
     assert versions["python"] == sys.version.split()[0]
 
 

@@ -249,7 +249,7 @@ def test_a_kaggle_model_behind_a_licence_is_told_with_its_page(token, monkeypatc
 
     answer(monkeypatch, kagglehub, "model_download", kaggle_error(status))
     told = message_of("llm_preset", "kaggle://keras/gemma/keras/gemma_2b_en/2")
-    assert f"(HTTP {status}): accept the licence" in told
+    assert f"({status}): accept the licence" in told
     assert "https://www.kaggle.com/models/keras/gemma," in told
 
 
@@ -325,3 +325,21 @@ def test_a_changed_file_changes_a_folders_fingerprint_within_one_process(tmp_pat
     before = folder_fingerprint(tmp_path)
     weights.write_bytes(b"three")
     assert folder_fingerprint(tmp_path) != before
+
+
+def test_a_keras_preset_with_a_point_in_its_name_is_known(tmp_path, monkeypatch):
+    import kagglehub
+
+    path = write_preset(tmp_path, HF_GEMMA) / "config.json"
+    calls = answer(monkeypatch, kagglehub, "model_download", path)
+    find_preset("llm_preset", "gemma_1.1_instruct_2b_en")
+    assert "gemma_1.1_instruct_2b_en" in calls[0][0]
+
+
+def test_a_refusal_inside_a_kaggle_session_is_told_as_a_missing_consent(monkeypatch):
+    import kagglehub
+    from kagglehub.exceptions import BackendError
+
+    answer(monkeypatch, kagglehub, "model_download", BackendError("refused"))
+    told = message_of("llm_preset", "kaggle://keras/gemma/keras/gemma_2b_en/2")
+    assert "accept the licence at https://www.kaggle.com/models/keras/gemma" in told

@@ -25,7 +25,11 @@ def result(kind="hybrid", cutoffs=(10,), accuracy=0.75, **keys):
         seconds={"total": 12.4},
         versions={},
         device=["CPU"],
-        inputs={},
+        inputs={
+            "task": "",
+            **({"llm_preset": ""} if cutoffs else {}),
+            **({} if kind == "gemma_only" else {"slm_preset": ""}),
+        },
     )
 
 
@@ -57,6 +61,17 @@ def test_the_built_in_models_are_said_to_show_the_machinery_only():
     assert told in report.as_text([result()])
     real = result(llm_preset="gemma_2b_en", slm_preset="roberta_base_en")
     assert told not in report.as_text([real])
+
+
+def test_a_preset_that_the_kind_does_not_use_is_not_spoken_of():
+    real = result("gemma_only", llm_preset="gemma_2b_en")
+    assert "the machinery, not the method" not in report.as_text([real])
+
+
+def test_keys_in_which_results_differ_have_columns_of_their_own():
+    frame = report.table([result(seed=1), result(seed=2), result("gemma_only", seed=3)])
+    assert frame["seed"].tolist() == [1, 2, "-"]
+    assert "pooling" not in frame.columns
 
 
 def test_the_notes_on_a_task_are_told_once():

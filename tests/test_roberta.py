@@ -19,7 +19,7 @@ def model_on_embeddings(roberta, width):
 
 
 def test_roberta_fed_with_its_own_embeddings_is_roberta():
-    roberta, tokenizer = load_roberta(TINY.handle)
+    roberta, tokenizer = load_roberta(TINY)
     ids = np.array([[0, 11, 12, 13, 2], [0, 14, 2, 1, 1]])
     model = model_on_embeddings(roberta, TINY.width)
     embeddings = keras.ops.convert_to_numpy(roberta.token_embedding(ids))
@@ -29,7 +29,7 @@ def test_roberta_fed_with_its_own_embeddings_is_roberta():
 
 
 def test_what_stands_in_the_padding_changes_nothing():
-    roberta, _ = load_roberta(TINY.handle)
+    roberta, _ = load_roberta(TINY)
     model = model_on_embeddings(roberta, TINY.width)
     embeddings = np.random.default_rng(0).normal(size=(2, 5, TINY.width)).astype("float32")
     other = embeddings.copy()
@@ -43,7 +43,7 @@ def test_states_equal_hugging_faces_on_the_same_embeddings(
     real_presets, reference_python, tmp_path
 ):
     preset = find_preset("slm_preset", str(real_presets / "roberta_6l_384"))
-    roberta, tokenizer = load_roberta(preset.handle)
+    roberta, tokenizer = load_roberta(preset)
     ids = np.array([[0, *map(int, tokenizer("I wish the clasp were stronger.")), 2]])
     embeddings = keras.ops.convert_to_numpy(roberta.token_embedding(ids))
     np.save(tmp_path / "embeddings.npy", embeddings)

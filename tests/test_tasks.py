@@ -570,3 +570,9 @@ def test_labels_beyond_64_bits_and_broken_unicode_are_told(tmp_path):
     row = '{"text": "\\ud800", "label": 0}\n'
     (folder / "train.jsonl").write_text(row)
     assert "half a surrogate pair in row 1" in message_of(folder)
+
+
+def test_a_label_with_one_text_stays_in_train(tmp_path):
+    rows = [*rows_of(60, (0, 1)), {"text": "the only one", "label": 2}]
+    task = load_task(str(write_rows(tmp_path / "mine.jsonl", rows)))
+    assert 2 in task.train.labels and 2 in task.train.labels[task.training_rows]

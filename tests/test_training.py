@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from embedder_helpers.config import Experiment
+from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.tokens import bucket, end_to_end
 from embedder_helpers.training import Batches, TwoRateAdamW, add_head, fit
 
@@ -34,8 +34,12 @@ def separable(count, seed):
     return end_to_end(values.reshape(-1, 4), [4] * count), labels
 
 
+def batches_of(lengths, **keys):
+    return Batches(ragged_states(lengths), np.arange(len(lengths)), Experiment(**keys))
+
+
 def test_batches_hold_every_text_once_and_pad_to_the_bucket():
-    batches = Batches(ragged_states(LENGTHS), np.arange(len(LENGTHS)), batch_size=3, seed=1)
+    batches = batches_of(LENGTHS, batch_size=3)
     labels = np.concatenate([batches[i][1] for i in range(len(batches))])
     assert sorted(labels.tolist()) == list(range(len(LENGTHS)))
     for i in range(len(batches)):
@@ -46,7 +50,7 @@ def test_batches_hold_every_text_once_and_pad_to_the_bucket():
 
 def test_batches_are_shuffled_each_epoch_and_repeat_with_the_seed():
     def orders(seed):
-        batches = Batches(ragged_states(LENGTHS), np.arange(len(LENGTHS)), 2, seed)
+        batches = batches_of(LENGTHS, batch_size=2, seed=seed)
         epochs = []
         for _ in range(2):
             epochs.append([batches[i][1].tolist() for i in range(len(batches))])
@@ -55,6 +59,37 @@ def test_batches_are_shuffled_each_epoch_and_repeat_with_the_seed():
 
     assert orders(1) == orders(1)
     assert orders(1)[0] != orders(1)[1]
+
+
+def test_the_first_two_batches_differ_in_length_where_any_do():
+    for seed in range(20):
+        batches = batches_of([20] * 30 + [5] * 3, batch_size=3, seed=seed)
+        first, second = (batches[i][0]["inputs"].shape[1] for i in range(2))
+        assert first != second
+
+
+def test_where_all_batches_had_one_length_no_later_epoch_has_a_shorter_one():
+    """Keras would refuse it: it holds on to the shapes of the first epoch."""
+    for seed in range(40):
+        batches = batches_of([20] * 62 + [5] * 2, batch_size=2, seed=seed)
+        first = {batches[i][0]["inputs"].shape[1] for i in range(len(batches))}
+        for _ in range(4):
+            batches.on_epoch_end()
+            if len(first) == 1:
+                assert {batches[i][0]["inputs"].shape[1] for i in range(len(batches))} == first
+
+
+def test_no_batch_is_padded_beyond_the_longest_text_there_can_be():
+    batches = batches_of([90, 95], batch_size=2, max_tokens=95)
+    assert batches[0][0]["inputs"].shape[1] == 95
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_the_cause():
+    classifier = add_head(mean_model(), 2)
+    states, labels = separable(64, 1)
+    states.values[:] = np.inf
+    with pytest.raises(InputError, match="training diverged in epoch 1.*learning_rate"):
+        fit(classifier, (states, labels), separable(24, 2), Experiment(epochs=2))
 
 
 def test_new_layers_learn_at_their_own_rate():
@@ -111,7 +146,7 @@ def test_the_best_epochs_weights_are_kept(monkeypatch):
     )
     classifier, history = trained(seed=1, epochs=3)
     inputs, labels = separable(24, 2)
-    batches = Batches(inputs, labels, 24, 0)
+    batches = Batches(inputs, labels, Experiment(batch_size=24))
     accuracy = classifier.evaluate(batches, return_dict=True, verbose=0)["accuracy"]
     assert accuracy == pytest.approx(max(epoch["val_accuracy"] for epoch in history))
     assert history[2]["val_accuracy"] < accuracy
