@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "--baselines", action="store_true", help="beside each hybrid, RoBERTa alone and Gemma alone"
     )
     run.set_defaults(command=_run)
-    table = commands.add_parser("table", help="print the table of the results in a folder")
+    table = commands.add_parser("table", help="print the table of a folder's results; draw them")
     table.add_argument("folder", metavar="DIR")
     table.set_defaults(command=_table)
     return parser
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> None:
 def _table(options: argparse.Namespace) -> None:
     from embedder_helpers import report
 
-    print(report.as_text(report.load_results(options.folder)))
+    report.publish(report.load_results(options.folder), options.folder)
 
 
 if __name__ == "__main__":

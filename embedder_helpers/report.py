@@ -28,14 +28,15 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def _differing(results: Sequence[Result]) -> list[str]:
-    """Keys, beside those that the table always tells, in which results of one kind differ."""
-    told = {"kind", "task", "task_data", "llm_layers"}
-    found: dict[tuple[str, str], set] = {}
+    """Keys, beside those the table always tells, in which results of a kind and task differ."""
+    found: dict[tuple[str, str, str], set] = {}
     for result in results:
         for key, value in _determining(result).items():
-            found.setdefault((result.experiment["kind"], key), set()).add(value)
-    differing = {key for (_, key), values in found.items() if len(values) > 1} - told
-    return [key for key in results[0].experiment if key in differing]
+            if (key, value) != ("epochs", 0):  # the embedder's name says `untrained`
+                alike = (result.experiment["kind"], result.task["name"], key)
+                found.setdefault(alike, set()).add(value)
+    differing = {key for (_, _, key), values in found.items() if len(values) > 1}
+    return [key for key in results[0].experiment if key in differing - {"llm_layers", "task_data"}]
 
 
 def _settings(result: Result, keys: Sequence[str]) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def publish(results: Sequence[Result], out: str | Path) -> None:
 
 
 def load_results(folder: str | Path) -> list[Result]:
-    """The results in a folder, by file name.
+    """The results in a folder, by task, kind and cutoff: RoBERTa alone, Gemma alone, hybrids.
 
     Raises:
         InputError: it holds none.
@@ -189,4 +190,9 @@ def load_results(folder: str | Path) -> list[Result]:
     results = [result for path in paths if (result := read_result(path))]
     if not results:
         raise InputError(f"{folder} holds no results: run an experiment with --out {folder} first")
-    return results
+    return sorted(results, key=_place)
+
+
+def _place(result: Result) -> tuple:
+    kind = ("roberta_only", "gemma_only", "hybrid").index(result.experiment["kind"])
+    return result.task["name"], kind, bool(result.history), result.cutoffs
