@@ -18,6 +18,8 @@ from embedder_helpers.local import SPLIT_SEED, stratified_rows
 from embedder_helpers.presets import Preset, find_presets
 from embedder_helpers.tasks import Task, task_of
 
+# Keys that say where an input is; its fingerprint says what it is.
+PLACES = ("task", "task_data", "text_column", "label_column", "llm_preset", "slm_preset")
 CHUNK = 2048  # texts whose states are held at a time when nothing is trained on them
 
 
@@ -122,13 +124,18 @@ def with_baselines(experiment: Experiment) -> list[Experiment]:
 def result_name(experiment: Experiment, task: Task, presets: dict, inputs: dict[str, str]) -> str:
     """A file name that a person can read, ending in a key of all that determines the result."""
     parts = [task.name, experiment.kind]
+    # Where data and presets lie does not matter: `inputs` tells their content.
+    settings = {
+        name: value for name, value in experiment.determining().items() if name not in PLACES
+    }
+    settings["samples_per_label"] = task.samples_per_label
     if "llm_preset" in presets:
         found = cutoffs(experiment.llm_layers, presets["llm_preset"].blocks)
         parts.append("k" + "+".join(map(str, found)))
+        settings["llm_layers"] = found  # 10 and -9 of 18 are one cutoff
     if experiment.kind != "gemma_only":
         parts.append(f"seed{experiment.seed}" if experiment.epochs else "untrained")
-    determining = [experiment.determining(), inputs, __version__]
-    content = json.dumps(determining, sort_keys=True).encode()
+    content = json.dumps([settings, inputs, __version__], sort_keys=True).encode()
     return "-".join([*parts, hashlib.sha256(content).hexdigest()[:8]]) + ".json"
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -42,6 +43,14 @@ def test_a_key_that_the_kind_ignores_makes_no_new_result(task_folder, tmp_path):
     run(experiment(task_folder, kind="gemma_only", epochs=1), tmp_path)
     run(experiment(task_folder, kind="gemma_only", epochs=9), tmp_path)
     assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+def test_both_spellings_of_a_cutoff_and_moved_data_find_the_same_result(task_folder, tmp_path):
+    run(experiment(task_folder, kind="gemma_only", llm_layers=2), tmp_path / "out")
+    moved = task_folder.parent / "moved" / task_folder.name
+    shutil.copytree(task_folder, moved)
+    run(experiment(moved, kind="gemma_only", llm_layers=-17), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1
 
 
 def test_other_data_under_the_same_path_make_a_new_result(task_folder, tmp_path):
