@@ -7,6 +7,7 @@ Importing the package imports none of them, so that a mistake in a config is tol
 
 import logging
 import os
+import warnings
 
 __version__ = "0.1.0"
 
@@ -14,3 +15,4 @@ __version__ = "0.1.0"
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every length bucket
+warnings.filterwarnings("ignore", message="IProgress not found")  # plain bars are meant
