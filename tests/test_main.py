@@ -164,4 +164,4 @@ def test_a_result_that_is_not_whole_is_computed_again(results, tmp_path, capsys)
 
 def test_the_table_command_prints_the_runs_table(results, capsys):
     assert main(["table", str(results)]) == 0
-    assert capsys.readouterr().out.strip() == (results / TABLE).read_text().strip()
+    assert (results / TABLE).read_text().strip() in capsys.readouterr().out
