@@ -6,7 +6,7 @@ DEMO = results/quickstart
 NOTEBOOK = notebooks/01_train_and_score.ipynb
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format notebooks real clean
+.PHONY: help demo test lint format notebooks real bench clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,5 +54,15 @@ notebooks: $(VENV)/.dev  ## execute every notebook, as a test
 real: $(VENV)/.dev  ## run the tests on real presets, which EMBEDDER_* variables name
 	$(BIN)/python -m pytest -m real
 
-clean:  ## remove the environment and what the demo made
-	rm -rf $(VENV) $(DEMO)
+# MODELS: a folder with gemma3_270m and roberta_6l_384; DATA: a folder with amazon_counterfactual.
+# TORCH_ENCODE, TORCH_TRAIN: the scripts' --torch-python and --torch-model, for the peer.
+MODELS ?= presets
+DATA ?= data/amazon_counterfactual
+bench: $(VENV)/.run  ## measure speed and memory beside their peers, in about half an hour
+	$(BIN)/python benchmarks/walk.py --llm $(MODELS)/gemma3_270m --data $(DATA) $(TORCH_ENCODE)
+	$(BIN)/python benchmarks/training.py --llm $(MODELS)/gemma3_270m --slm $(MODELS)/roberta_6l_384 \
+	  --data $(DATA) $(TORCH_TRAIN)
+	$(BIN)/python benchmarks/growth.py --llm $(MODELS)/gemma3_270m --data $(DATA)
+
+clean:  ## remove the environment, what the demo made and the states it kept
+	rm -rf $(VENV) $(DEMO) states

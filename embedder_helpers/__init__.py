@@ -1,7 +1,8 @@
 """Join a frozen, truncated Gemma to RoBERTa and score the embedder as MTEB does.
 
 The modules stand in the order in which a text travels: config, platform, presets, local, tasks,
-tokens, gemma, pooling, projection, roberta, embedder, training, protocol, run, report.
+tokens, streaming, gemma, states, pooling, projection, roberta, embedder, training, protocol, run,
+report, waves, sweep.
 Importing the package imports none of them, so that a mistake in a config is told at once.
 """
 
@@ -9,7 +10,7 @@ import logging
 import os
 import warnings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # TensorFlow is Keras's default; a user's own choice stands. Its start-up lines say nothing of use.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")

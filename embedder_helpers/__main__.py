@@ -1,76 +1,92 @@
-"""The command line: `python -m embedder_helpers run CONFIG… [--set key=value …] [--out DIR]`.
+"""The command line: `python -m embedder_helpers sweep CONFIG… [--set key=value …] [--out DIR]`.
 
-Does without a notebook what the notebook does. Mistakes end in one sentence and exit status 2.
+Does without a notebook what the notebooks do. Mistakes end in one sentence and exit status 2; a
+sweep of which some experiments failed ends in 1.
 """
 
 import argparse
 import sys
 
-from embedder_helpers.config import (
-    InputError,
-    find_config,
-    make_experiment,
-    parse_override,
-    read_config,
-)
+from embedder_helpers.config import InputError, parse_override
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; gives the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; finished results are kept", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m embedder_helpers", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="run experiments and print their table")
+    run = commands.add_parser(
+        "sweep", aliases=["run"], help="run the experiments of configs and print their table"
+    )
     run.add_argument(
         "configs", nargs="+", metavar="CONFIG", help="a YAML file, or a name in configs/"
     )
     run.add_argument(
         "--set", action="append", default=[], metavar="key=value", dest="settings",
-        help="override a key of every config; may be given often",
+        help="override a key of every experiment; may be given often",
     )  # fmt: skip
     run.add_argument("--out", default="results", metavar="DIR", help="where results go (results)")
     run.add_argument(
         "--baselines", action="store_true", help="beside each hybrid, RoBERTa alone and Gemma alone"
     )
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_sweep)
     table = commands.add_parser("table", help="print the table of a folder's results; draw them")
     table.add_argument("folder", metavar="DIR")
     table.set_defaults(command=_table)
+    states = commands.add_parser("states", help="list Gemma's states on disk, or delete them")
+    states.add_argument("--dir", metavar="DIR", help="the states_dir (the default one)")
+    states.add_argument(
+        "--clear", nargs="?", const="", metavar="MODEL", help="delete a model's states, or all"
+    )
+    states.set_defaults(command=_states)
     return parser
 
 
-def _run(options: argparse.Namespace) -> None:
-    overrides = dict(parse_override(setting) for setting in options.settings)
-    experiments = [
-        make_experiment({**read_config(find_config(config)), **overrides}, where=config)
-        for config in options.configs
-    ]
+def _sweep(options: argparse.Namespace) -> int:
     from embedder_helpers import report
-    from embedder_helpers.run import run_all, with_baselines
+    from embedder_helpers.run import with_baselines
+    from embedder_helpers.sweep import load_sweep, sweep
 
+    overrides = dict(parse_override(setting) for setting in options.settings)
+    experiments = [one for config in options.configs for one in load_sweep(config, **overrides)]
     if options.baselines:
         experiments = [one for experiment in experiments for one in with_baselines(experiment)]
-    results = run_all(experiments, options.out)
+    results, failed = sweep(experiments, options.out)
     print()
     report.publish(results, options.out)
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _table(options: argparse.Namespace) -> None:
+def _table(options: argparse.Namespace) -> int:
     from embedder_helpers import report
 
     report.publish(report.load_results(options.folder), options.folder)
+    return 0
+
+
+def _states(options: argparse.Namespace) -> int:
+    from embedder_helpers import platform
+    from embedder_helpers.states import Store
+
+    store = Store(options.dir or platform.states_folder())
+    if options.clear is not None:
+        print(f"{store.clear(options.clear or None) / 1e9:.2f} GB freed in {store.folder}")
+    else:
+        print(store.listing().to_string(index=False))
+    return 0
 
 
 if __name__ == "__main__":

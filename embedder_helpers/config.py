@@ -79,6 +79,17 @@ def text() -> Rule:
     return Rule("a text", accept)
 
 
+def flag() -> Rule:
+    """True or false."""
+
+    def accept(value):
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    return Rule("true or false", accept)
+
+
 def cutoff_or_list() -> Rule:
     """A cutoff in either spelling, or several; their upper bound is the model's to tell."""
 
@@ -163,7 +174,9 @@ class Experiment:
         "the cutoff: 1 … n counts kept blocks, -1 … -n is the Layer Number; a list is pooled",
     )
     layer_pooling: str = key(
-        "mean", one_of("mean", "max"), "how several cutoffs become one state per token"
+        "mean",
+        one_of("mean", "max", "learned"),
+        "how several cutoffs become one state per token; `learned` trains a softmax weight each",
     )
     final_norm: str = key(
         "rms",
@@ -202,6 +215,18 @@ class Experiment:
         None, optional(whole(2)), "train on this many texts at most, drawn by label; null: all"
     )
 
+    states_dir: str | None = key(
+        None,
+        optional(text()),
+        "folder for Gemma's states, which all experiments share; null: a scratch folder",
+    )
+    states_gigabytes: float | None = key(
+        None, optional(positive()), "size limit of that folder; null: the free disk, less 2 GB"
+    )
+    stream_blocks: bool = key(
+        False, flag(), "keep one Gemma block at a time in memory, for models larger than the device"
+    )
+
     def __post_init__(self):
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
@@ -211,6 +236,10 @@ class Experiment:
             except (ValueError, TypeError, OverflowError):
                 raise InputError(f"{one.name} is {value!r}, but must be {rule.allowed}") from None
             object.__setattr__(self, one.name, accepted)
+        if self.kind == "gemma_only" and self.layer_pooling == "learned":
+            raise InputError(
+                "layer_pooling is 'learned', but gemma_only trains nothing: use mean or max"
+            )
 
     def determining(self) -> dict[str, Any]:
         """The keys that determine the result of this kind: Gemma alone has no epochs, say."""

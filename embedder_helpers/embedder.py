@@ -1,7 +1,7 @@
 """The three embedders behind one `encode(texts)`: hybrid, Gemma alone, RoBERTa alone.
 
-Each works in two steps: `prepare` does what training never changes (token ids, or frozen Gemma's
-states) and `embed` does the rest, so that training repeats only the second.
+Text → `tokenise` → ids → `inputs` (frozen Gemma's states, or the ids themselves) → `embed`.
+Training repeats only the last step; states may as well come from disk.
 """
 
 from collections.abc import Sequence
@@ -12,37 +12,58 @@ from keras import ops
 
 from embedder_helpers import platform
 from embedder_helpers.config import Experiment, InputError
-from embedder_helpers.gemma import Gemma
+from embedder_helpers.gemma import Depth, Gemma, depths
 from embedder_helpers.local import check_texts
-from embedder_helpers.pooling import pool
+from embedder_helpers.pooling import LayerPooling, pool
 from embedder_helpers.presets import Preset, find_presets
 from embedder_helpers.projection import build_projection
 from embedder_helpers.roberta import encode_embeddings, load_roberta
-from embedder_helpers.tokens import Ragged, inference_batches, tokenise
+from embedder_helpers.tokens import Ragged, Stacked, inference_batches, tokenise
 
-ROBERTA_TOKENS = 4096  # tokens a batch when RoBERTa only encodes
+EMBEDDING_TOKENS = 4096  # tokens a batch when nothing is trained
+CHUNK = 2048  # texts whose states `encode` holds at a time
 
 
 class Embedder:
     """What the three kinds share.
 
     Attributes:
-        gemma: the truncated Gemma; None for RoBERTa alone.
-        model: the trained part, a Keras model `{"inputs", "mask"} -> (texts, width)`; None for
-            Gemma alone.
-        truncated: texts that were cut at `max_tokens` since the embedder was made.
+        gemma: frozen Gemma; None for RoBERTa alone.
+        depths: where its states are taken; empty for RoBERTa alone.
+        model: `{"inputs", "mask"} -> (texts, width)`, what comes behind the states or the ids.
+        width: of the embeddings.
+        max_tokens: of a text that are read.
     """
 
-    gemma: Gemma | None
-    model: keras.Model | None = None
-    truncated: int = 0
+    gemma: Gemma | None = None
+    depths: tuple[Depth, ...] = ()
+    model: keras.Model
+    width: int
+    max_tokens: int
 
-    def prepare(self, texts: Sequence[str]) -> Ragged:
-        """What training never changes: token ids, or Gemma's states."""
+    def tokenise(self, texts: Sequence[str]) -> tuple[Ragged, np.ndarray]:
+        """Token ids, and `(texts,)` whether each text was cut at the length limit."""
         raise NotImplementedError
 
-    def embed(self, prepared: Ragged) -> np.ndarray:
-        """Embeddings `(texts, width)` float32."""
+    def inputs(self, ids: Ragged) -> Ragged | Stacked:
+        """What the model takes: Gemma's states in memory, or for RoBERTa alone the ids."""
+        return self.gemma.states(ids, self.depths) if self.gemma else ids
+
+    def embed(self, inputs: Ragged | Stacked) -> np.ndarray:
+        """Embeddings `(texts, width)` float32 of the model as it stands."""
+        embeddings = np.empty((len(inputs), self.width), "float32")
+        work = self.forward_work(inputs.lengths)
+        with platform.progress(len(inputs), "embedding", work=work) as bar:
+            batches = inference_batches(inputs.lengths, EMBEDDING_TOKENS, self.max_tokens)
+            for rows, length, texts in batches:
+                values, mask = inputs.padded(rows, length, texts)
+                output = self.model.predict_on_batch({"inputs": values, "mask": mask})
+                embeddings[rows] = output[: len(rows)]
+                bar.update(len(rows))
+        return embeddings
+
+    def forward_work(self, lengths: np.ndarray) -> float:
+        """Operations, roughly, of one pass of the model over texts of these lengths."""
         raise NotImplementedError
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -54,7 +75,11 @@ class Embedder:
         if isinstance(texts, str):
             raise InputError("encode takes a list of texts: put the one text into a list")
         check_texts(texts, "encode")
-        return self.embed(self.prepare(texts))
+        embeddings = np.empty((len(texts), self.width), "float32")
+        for start in range(0, len(texts), CHUNK):
+            ids, _ = self.tokenise(texts[start : start + CHUNK])
+            embeddings[start : start + CHUNK] = self.embed(self.inputs(ids))
+        return embeddings
 
 
 def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = None) -> Embedder:
@@ -69,87 +94,85 @@ def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = N
     """
     presets = presets or find_presets(experiment)
     keras.utils.set_random_seed(experiment.seed)
-    gemma = None
-    if "llm_preset" in presets:
-        gemma = Gemma(
-            presets["llm_preset"],
-            experiment.llm_layers,
-            experiment.layer_pooling,
-            experiment.final_norm,
-        )
     if experiment.kind == "gemma_only":
-        return GemmaOnly(gemma, experiment)
-    return WithRoberta(presets["slm_preset"], gemma, experiment)
+        return GemmaOnly(experiment, presets["llm_preset"])
+    return WithRoberta(experiment, presets["slm_preset"], presets.get("llm_preset"))
 
 
 class GemmaOnly(Embedder):
     """Text → Gemma's states → pool. Nothing is trained."""
 
-    def __init__(self, gemma: Gemma, experiment: Experiment):
-        self.gemma = gemma
-        self.pooling = experiment.pooling
-        self.max_tokens = experiment.max_tokens
-
-    def prepare(self, texts: Sequence[str]) -> Ragged:
-        """Token ids."""
-        ids, truncated = self.gemma.tokenise(texts, self.max_tokens)
-        self.truncated += int(truncated.sum())
-        return ids
-
-    def embed(self, prepared: Ragged) -> np.ndarray:
-        """Embeddings; each batch is pooled at once, so no states are kept."""
-        embeddings = np.empty((len(prepared), self.gemma.width), "float32")
-        for rows, states, mask in self.gemma.walk(prepared):
-            pooled = pool(states, mask, self.pooling)
-            embeddings[rows] = ops.convert_to_numpy(pooled)[: len(rows)]
-        return embeddings
-
-
-class WithRoberta(Embedder):
-    """Text → (Gemma's states → projection, or RoBERTa's own embeddings) → RoBERTa → pool."""
-
-    def __init__(self, preset: Preset, gemma: Gemma | None, experiment: Experiment):
+    def __init__(self, experiment: Experiment, preset: Preset):
         # === Layers ===
-        self.gemma = gemma
-        roberta, self.tokenizer = load_roberta(preset)
+        self.gemma = Gemma(preset, experiment.stream_blocks)
+        self.depths = depths(experiment, preset.blocks)
 
         # === Functional model ===
+        inputs, states = _states_input(self.depths, preset.width, experiment.layer_pooling)
         mask = keras.Input((None,), dtype="int32", name="mask")
-        if gemma is None:
-            inputs = keras.Input((None,), dtype="int32", name="inputs")
-            embeddings = roberta.token_embedding(inputs)
-        else:
-            inputs = keras.Input((None, gemma.width), name="inputs")
-            projection = build_projection(experiment.projection, gemma.width, preset.width)
-            embeddings = projection(inputs)
-        states = encode_embeddings(roberta, embeddings, mask)
-        self.model = keras.Model(
-            {"inputs": inputs, "mask": mask}, pool(states, mask, experiment.pooling)
-        )
+        pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
+        self.model = keras.Model({"inputs": inputs, "mask": mask}, pooled)
 
         # === Config ===
         self.width = preset.width
         self.max_tokens = experiment.max_tokens
 
-    def prepare(self, texts: Sequence[str]) -> Ragged:
-        """RoBERTa's token ids, or frozen Gemma's states."""
-        if self.gemma is None:
-            ids, truncated = tokenise(self.tokenizer, texts, self.max_tokens, end=True)
-            prepared = ids
-        else:
-            ids, truncated = self.gemma.tokenise(texts, self.max_tokens)
-            prepared = self.gemma.states(ids)
-        self.truncated += int(truncated.sum())
-        return prepared
+    def tokenise(self, texts: Sequence[str]) -> tuple[Ragged, np.ndarray]:
+        """Gemma's token ids."""
+        return self.gemma.tokenise(texts, self.max_tokens)
 
-    def embed(self, prepared: Ragged) -> np.ndarray:
-        """Embeddings of the trained part as it stands; costs one pass over every token."""
-        embeddings = np.empty((len(prepared), self.width), "float32")
-        batches = inference_batches(prepared.lengths, ROBERTA_TOKENS, self.max_tokens)
-        with platform.progress(len(prepared), "RoBERTa") as bar:
-            for rows, length, texts in batches:
-                values, mask = prepared.padded(rows, length, texts)
-                output = self.model.predict_on_batch({"inputs": values, "mask": mask})
-                embeddings[rows] = output[: len(rows)]
-                bar.update(len(rows))
-        return embeddings
+    def forward_work(self, lengths: np.ndarray) -> float:
+        """Pooling costs next to nothing."""
+        return 0.0
+
+
+class WithRoberta(Embedder):
+    """Text → (Gemma's states → projection, or RoBERTa's own embeddings) → RoBERTa → pool."""
+
+    def __init__(self, experiment: Experiment, preset: Preset, llm_preset: Preset | None):
+        # === Layers ===
+        dtype = platform.training_dtype()
+        roberta, self.tokenizer = load_roberta(preset, dtype)
+
+        # === Functional model ===
+        if llm_preset is None:
+            inputs = keras.Input((None,), dtype="int32", name="inputs")
+            embeddings = roberta.token_embedding(inputs)
+        else:
+            self.gemma = Gemma(llm_preset, experiment.stream_blocks)
+            self.depths = depths(experiment, llm_preset.blocks)
+            inputs, states = _states_input(self.depths, llm_preset.width, experiment.layer_pooling)
+            projection = build_projection(
+                experiment.projection, llm_preset.width, preset.width, dtype
+            )
+            embeddings = projection(states)
+        mask = keras.Input((None,), dtype="int32", name="mask")
+        states = ops.cast(encode_embeddings(roberta, embeddings, mask), "float32")
+        self.model = keras.Model(
+            {"inputs": inputs, "mask": mask}, pool(states, mask, experiment.pooling)
+        )
+
+        # === Config ===
+        self.width, self.blocks = preset.width, preset.blocks
+        self.max_tokens = experiment.max_tokens
+
+    def tokenise(self, texts: Sequence[str]) -> tuple[Ragged, np.ndarray]:
+        """RoBERTa's token ids, or Gemma's."""
+        if self.gemma:
+            return self.gemma.tokenise(texts, self.max_tokens)
+        return tokenise(self.tokenizer, texts, self.max_tokens, end=True)
+
+    def forward_work(self, lengths: np.ndarray) -> float:
+        """Of RoBERTa's blocks; the projection counts little."""
+        return platform.forward_work(lengths.sum(), self.blocks, self.width)
+
+
+def _states_input(
+    depths: Sequence[Depth], width: int, layer_pooling: str
+) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """The input for states, `(texts, tokens, width)` or with an axis of cutoffs; their pool."""
+    shape = (None, width) if len(depths) == 1 else (None, len(depths), width)
+    inputs = keras.Input(shape, dtype=depths[0].dtype, name="inputs")
+    if len(depths) == 1:
+        return inputs, inputs
+    return inputs, LayerPooling(layer_pooling, name="layer_pooling")(inputs)

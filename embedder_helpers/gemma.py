@@ -1,149 +1,237 @@
-"""The truncated Gemma: token states behind the wanted blocks, in one walk through the depth.
+"""The truncated Gemma: token states at all wanted depths, in one walk through the blocks.
 
 Only the blocks up to the deepest cutoff are loaded. Blocks of one kind are one compiled function
 that takes each block's weights, so a length bucket costs a compilation or two, not one per block.
-Not here: what is done with the states (pooling, projection), and keeping them on disk.
+Not here: what is done with the states (projection, pooling), and keeping them on disk.
 """
 
+import gc
+import itertools
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from embedder_helpers import platform
-from embedder_helpers.config import InputError, cutoffs
-from embedder_helpers.pooling import pool_layers
+from embedder_helpers.config import Experiment, InputError, cutoffs
 from embedder_helpers.presets import Preset, load_preset
-from embedder_helpers.tokens import Ragged, end_to_end, inference_batches, tokenise
+from embedder_helpers.streaming import block_reader
+from embedder_helpers.tokens import (
+    Ragged,
+    Stacked,
+    end_to_end,
+    inference_batches,
+    stacked,
+    tokenise,
+)
 
 CPU_TOKENS = 2048  # tokens a batch; more gains nothing on a CPU
 GPU_TOKENS = 16384
+STREAMED_BATCHES = 16  # batches that a streamed block visits before the next one is read
+PATTERN = 6  # kinds of blocks repeat after 1 (Gemma 1), 2 (Gemma 2) or 6 (Gemma 3) blocks
+
+
+class Depth(NamedTuple):
+    """Where states are taken: behind a cutoff, through a norm (`rms`, `learned` or `none`)."""
+
+    cutoff: int
+    norm: str
+
+    @property
+    def dtype(self) -> str:
+        """What states are kept in: float16 once normed.
+
+        Raw ones can be too large for it: Gemma 3 270M's residual stream reaches 100 000.
+        """
+        return "float32" if self.norm == "none" else "float16"
+
+
+def depths(experiment: Experiment, blocks: int) -> tuple[Depth, ...]:
+    """The depths that an Experiment reads, from the shallowest; `last` norms the last block's.
+
+    Raises:
+        InputError: a cutoff beyond the model's `blocks`.
+    """
+    norm = experiment.final_norm
+    return tuple(
+        Depth(cutoff, ("learned" if cutoff == blocks else "none") if norm == "last" else norm)
+        for cutoff in cutoffs(experiment.llm_layers, blocks)
+    )
 
 
 class Gemma:
-    """A frozen Gemma, cut behind its deepest wanted block.
+    """A frozen Gemma; its weights are loaded by the first walk, its tokenizer at once.
 
     Args:
         preset: where it is.
-        llm_layers: the cutoff or cutoffs, as in the Experiment.
-        layer_pooling: how the states of several cutoffs become one, `mean` or `max`.
-        final_norm: `rms`, `learned`, `last` or `none`, as in the Experiment.
+        stream_blocks: keep one block at a time in memory, read from the preset's file.
 
-    Raises:
-        InputError: a cutoff beyond the model.
+    Attributes:
+        block_passes: texts that went through a block, summed over blocks, since it was made.
     """
 
-    def __init__(self, preset: Preset, llm_layers, layer_pooling: str, final_norm: str):
+    def __init__(self, preset: Preset, stream_blocks: bool = False):
         import keras_hub
 
-        # === Config ===
-        self.blocks = preset.blocks
-        self.width = preset.width
-        self.cutoffs = cutoffs(llm_layers, preset.blocks)
-        self.layer_pooling = layer_pooling
-        self.final_norm = final_norm
+        self.preset = preset
+        self.stream_blocks = stream_blocks
+        self.tokenizer = load_preset(keras_hub.models.Tokenizer, "llm_preset", preset)
+        self.block_passes = 0
+        self.unload()
 
-        # === Layers ===
-        models = keras_hub.models
-        self.tokenizer = load_preset(models.Tokenizer, "llm_preset", preset)
-        self.backbone = load_preset(
-            models.Backbone, "llm_preset", preset, num_layers=self.cutoffs[-1], dtype="float32"
-        )
-        self.backbone.trainable = False
-
-        # === Compiled blocks ===
-        self._steps = _compiled_blocks(self.backbone.transformer_layers)
-
-    def tokenise(self, texts: list[str], max_tokens: int) -> tuple[Ragged, np.ndarray]:
+    def tokenise(self, texts: Sequence[str], max_tokens: int) -> tuple[Ragged, np.ndarray]:
         """Token ids, and whether each text was cut."""
         return tokenise(self.tokenizer, texts, max_tokens, end=False)
 
-    def states(self, ids: Ragged) -> Ragged:
-        """Token states `(tokens, width)` float32; memory is 4 · width bytes a token."""
-        values = np.empty((int(ids.lengths.sum()), self.width), "float32")
-        found = end_to_end(values, ids.lengths)
-        for rows, states, _ in self.walk(ids):
-            states = ops.convert_to_numpy(states)
-            for place, row in enumerate(rows):
-                found.text(row)[:] = states[place, : found.lengths[row]]
-        return found
+    def states(self, ids: Ragged, wanted: Sequence[Depth]) -> Ragged | Stacked:
+        """Token states `(tokens, width)` at one or several depths, in memory."""
+        shape = (int(ids.lengths.sum()), self.preset.width)
+        found = {depth: end_to_end(np.empty(shape, depth.dtype), ids.lengths) for depth in wanted}
+        for depth, rows, values in self.walk(ids, wanted):
+            ends = np.cumsum(ids.lengths[rows])
+            for row, text in zip(rows, np.split(values, ends[:-1]), strict=True):
+                found[depth].text(row)[:] = text
+        return stacked([found[depth] for depth in wanted])
 
-    def walk(self, ids: Ragged) -> Iterator[tuple[np.ndarray, Any, np.ndarray]]:
-        """Rows, their states `(texts, tokens, width)` and mask `(texts, tokens)`, batch by batch.
+    def walk(
+        self, ids: Ragged, wanted: Sequence[Depth], start: tuple[int, Ragged] | None = None
+    ) -> Iterator[tuple[Depth, np.ndarray, np.ndarray]]:
+        """States at every wanted depth; each text passes each block once.
 
-        Costs one pass of each block up to the deepest cutoff over every token. Batches are padded
-        to a bucket and a number of texts: the first `len(rows)` texts of a batch are real.
+        Costs `deepest cutoff - start` block-passes a text. Memory: the cut model, or one block of
+        it if streamed, and the states of one batch, or of `STREAMED_BATCHES` if streamed.
+
+        Args:
+            ids: token ids.
+            wanted: depths.
+            start: a cutoff, and the raw states of `ids` behind it to go on from; default: the text.
+
+        Yields:
+            A depth, rows of `ids`, and these rows' states `(tokens, width)` end to end. Of one
+            batch the shallowest depth comes first.
 
         Raises:
-            InputError: a state that is not finite.
+            InputError: a state that is not finite in its depth's dtype.
         """
-        budget = CPU_TOKENS if platform.devices()[0].startswith("CPU") else GPU_TOKENS
-        with platform.progress(len(ids), f"Gemma, {self.cutoffs[-1]} blocks") as bar:
-            for rows, length, texts in inference_batches(ids.lengths, budget):
-                tokens, mask = ids.padded(rows, length, texts)
-                states = pool_layers(self.cut_states(tokens, mask), self.layer_pooling)
-                if not bool(ops.all(ops.isfinite(states))):
-                    raise InputError(
-                        f"Gemma gave states that are not finite behind block {self.cutoffs[-1]}: "
-                        "the preset's weights are damaged or overflow"
-                    )
-                yield rows, states, mask
-                bar.update(len(rows))
+        first, residual = start or (0, None)
+        deepest = max(depth.cutoff for depth in wanted)
+        self._load(deepest)
+        batches = inference_batches(ids.lengths, CPU_TOKENS if platform.on_cpu() else GPU_TOKENS)
+        work = platform.forward_work(ids.lengths.sum(), deepest - first, self.preset.width)
+        with platform.progress(len(ids), f"Gemma, {deepest} blocks", work=work) as bar:
+            # One batch at a time, or a chunk of them for each block that is streamed in.
+            while chunk := list(itertools.islice(batches, self._chunk)):
+                pairs = [self._enter(ids, residual, *batch) for batch in chunk]
+                for block in range(first, deepest):
+                    function, weights = self._functions[block], self._weights(block)
+                    pairs = [(function(weights, *pair), pair[1]) for pair in pairs]
+                    for depth in (depth for depth in wanted if depth.cutoff == block + 1):
+                        for (rows, _, _), pair in zip(chunk, pairs, strict=True):
+                            yield depth, rows, self._kept(*pair, depth)
+                texts = sum(len(rows) for rows, _, _ in chunk)
+                self.block_passes += texts * (deepest - first)
+                bar.update(texts)
 
-    def cut_states(self, tokens: np.ndarray, mask: np.ndarray) -> list[Any]:
-        """The normed states `(texts, tokens, width)` behind each cutoff, of one padded batch."""
-        embedded = self.backbone.token_embedding(ops.convert_to_tensor(tokens))
-        states = embedded * ops.cast(ops.sqrt(self.width), embedded.dtype)
-        mask = ops.convert_to_tensor(mask)
-        cut = []
-        for block, step in enumerate(self._steps, 1):
-            states = step(states, mask)
-            if block in self.cutoffs:
-                cut.append(self._normed(states, block))
-        return cut
+    def unload(self) -> None:
+        """Frees the weights; the next walk loads them again."""
+        self._loaded = 0
+        self._functions = self._weights = self._embedding = self._learned_norm = None
+        gc.collect()  # Keras's models hold on to themselves
 
-    def _normed(self, states: Any, block: int) -> Any:
-        if self.final_norm == "rms":
-            return states * ops.rsqrt(ops.mean(ops.square(states), -1, keepdims=True) + 1e-6)
-        is_last = self.final_norm == "last" and block == self.blocks
-        if self.final_norm == "learned" or is_last:
-            return self.backbone.layer_norm(states)
-        return states
+    def _load(self, deepest: int) -> None:
+        """The embedding table, the final norm, each block's function, and where its weights are."""
+        if self._loaded >= deepest:
+            return
+        import keras_hub
+
+        self.unload()
+        backbone = load_preset(
+            keras_hub.models.Backbone,
+            "llm_preset",
+            self.preset,
+            num_layers=min(PATTERN, self.preset.blocks) if self.stream_blocks else deepest,
+            dtype="float32",
+        )
+        self._embedding, self._learned_norm = backbone.token_embedding, backbone.layer_norm
+        layers = backbone.transformer_layers
+        if self.stream_blocks:
+            self._chunk, self._weights = STREAMED_BATCHES, block_reader(self.preset, layers[0])
+        else:
+            self._chunk, self._weights = 1, [_tensors(layer) for layer in layers].__getitem__
+        kinds = [_block_function(layer) for layer in layers]
+        self._functions = [kinds[block % len(kinds)] for block in range(deepest)]
+        self._loaded = deepest
+
+    def _enter(
+        self, ids: Ragged, residual: Ragged | None, rows: np.ndarray, length: int, texts: int
+    ) -> tuple[Any, Any]:
+        """A padded batch before its first block: raw states `(texts, length, width)` and mask."""
+        tokens, mask = ids.padded(rows, length, texts)
+        if residual is None:
+            states = self._embedding(ops.convert_to_tensor(tokens))
+            states = states * ops.cast(ops.sqrt(self.preset.width), states.dtype)
+        else:
+            states = ops.convert_to_tensor(residual.padded(rows, length, texts)[0])
+        return states, ops.convert_to_tensor(mask)
+
+    def _kept(self, states: Any, mask: Any, depth: Depth) -> np.ndarray:
+        """The real tokens' states `(tokens, width)`, normed and checked."""
+        if depth.norm == "learned":
+            states = self._learned_norm(states)
+        kept, finite = _finish_function(depth)(states)
+        if not bool(finite):
+            raise InputError(
+                f"Gemma's states behind block {depth.cutoff} are not finite in {depth.dtype} "
+                f"(norm: {depth.norm}): the preset's weights are damaged, or this norm leaves "
+                "them too large: use final_norm: rms"
+            )
+        return ops.convert_to_numpy(kept)[ops.convert_to_numpy(mask).astype(bool)]
 
 
-# Compiled functions by kind of block, for the life of the process: the next experiment on the same
-# model compiles nothing. Each keeps the block it was made from, one block's weights, in memory.
+# Compiled functions by kind, for the life of the process: the next experiment on the same model
+# compiles nothing. Each keeps the block it was made from, one block's weights, in memory.
 _COMPILED: dict[str, Callable] = {}
 
 
-def _compiled_blocks(blocks: list[keras.layers.Layer]) -> list[Callable[[Any, Any], Any]]:
-    """A function `(states, mask) -> states` for each block; one compilation for those of a kind."""
-    steps = []
-    for block in blocks:
-        config = {name: value for name, value in block.get_config().items() if name != "name"}
-        kind = type(block).__name__ + json.dumps(config, sort_keys=True, default=str)
-        if kind not in _COMPILED:
-            _COMPILED[kind] = _compile(_stateless(block))
-        steps.append(_with_weights(_COMPILED[kind], block))
-    return steps
+def _block_function(block: keras.layers.Layer) -> Callable[[list, Any, Any], Any]:
+    """The function `(weights, states, mask) -> states` of all blocks of this one's kind."""
+    config = {name: value for name, value in block.get_config().items() if name != "name"}
+    kind = type(block).__name__ + json.dumps(config, sort_keys=True, default=str)
+
+    if kind not in _COMPILED:
+        _COMPILED[kind] = _compile(_stateless(block))
+    return _COMPILED[kind]
 
 
 def _stateless(block: keras.layers.Layer) -> Callable[[list, Any, Any], Any]:
+    # A block of the model would keep the model in memory: it knows its neighbours.
+    alone = type(block).from_config(block.get_config())
+    alone.build((None, None, block.hidden_dim))
+    alone.trainable = False
+
     def call(weights, states, mask):
-        trainable = weights[: len(block.trainable_variables)]
-        frozen = weights[len(block.trainable_variables) :]
-        return block.stateless_call(trainable, frozen, states, padding_mask=mask)[0]
+        return alone.stateless_call([], weights, states, padding_mask=mask)[0]
 
     return call
 
 
-def _with_weights(function: Callable, block: keras.layers.Layer) -> Callable[[Any, Any], Any]:
-    variables = block.trainable_variables + block.non_trainable_variables
-    weights = [ops.convert_to_tensor(variable.value) for variable in variables]
-    return lambda states, mask: function(weights, states, mask)
+def _finish_function(depth: Depth) -> Callable[[Any], tuple[Any, Any]]:
+    """The function that norms and casts states, and tells whether all of them are finite."""
+
+    def finish(states):
+        if depth.norm == "rms":
+            states = states * ops.rsqrt(ops.mean(ops.square(states), -1, keepdims=True) + 1e-6)
+        kept = ops.cast(states, depth.dtype)
+        return kept, ops.all(ops.isfinite(kept))
+
+    return _COMPILED.setdefault(f"finish {depth.norm}", _compile(finish))
+
+
+def _tensors(block: keras.layers.Layer) -> list[Any]:
+    return [ops.convert_to_tensor(variable.value) for variable in block.variables]
 
 
 def _compile(function: Callable) -> Callable:

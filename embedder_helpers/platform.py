@@ -1,9 +1,12 @@
 """Where the code runs: Kaggle, Colab or one's own machine; its versions, devices and secrets."""
 
+import contextlib
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -63,14 +66,88 @@ def describe(out: str | Path) -> str:
     return f"platform  {where}\nversions  {found}\nresults   {Path(out).resolve()}"
 
 
-def progress(total: int, what: str, unit: str = "text") -> tqdm:
+def states_folder() -> Path:
+    """Where states go by default: scratch, which is larger than what Kaggle keeps (20 GB)."""
+    scratch = {"kaggle": Path("/kaggle/temp"), "colab": Path("/content")}
+    return scratch.get(name(), Path(__file__).resolve().parent.parent) / "states"
+
+
+def on_cpu() -> bool:
+    """Whether Keras computes on a CPU."""
+    return devices()[0].startswith("CPU")
+
+
+def training_dtype() -> str:
+    """`mixed_float16` on a GPU that multiplies float16 faster (tensor cores: T4), else `float32`.
+
+    A P100 (compute capability 6.0) has no tensor cores; a CPU gains nothing.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow" or on_cpu():
+        return "float32"
+    import tensorflow as tf
+
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    fast = all(detail.get("compute_capability", (0, 0)) >= (7, 0) for detail in details)
+    return "mixed_float16" if fast else "float32"
+
+
+def forward_work(tokens: int, blocks: int, width: int) -> float:
+    """Floating-point operations, roughly, of tokens through transformer blocks: 24 · width² each.
+
+    For progress bars only: a block has about 12 · width² weights.
+    """
+    return 24.0 * width * width * float(tokens) * blocks
+
+
+# The bar of the whole run while there is one; parts of the run move it instead of their own.
+_whole: tqdm | None = None
+
+
+@contextlib.contextmanager
+def whole_progress(work: float, what: str) -> Iterator[tqdm]:
+    """One bar with the time left for all the work in it, in operations."""
+    global _whole
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
+    with tqdm(total=work, desc=what, file=sys.stdout, mininterval=2, bar_format=form) as _whole:
+        try:
+            yield _whole
+        finally:
+            _whole = None
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str, unit: str = "text", *, work: float = 0.0) -> Iterator[Any]:
     """A progress bar; shown once the work takes longer than two seconds, then cleared.
 
-    Plain text on standard output, because a widget is lost when a notebook is saved.
+    Plain text on standard output, because a widget is lost when a notebook is saved. Inside
+    `whole_progress` it moves that bar by its share of the `work` instead.
     """
-    return tqdm(
+    if _whole is not None:
+        yield _Part(_whole, work / max(total, 1))
+        return
+    with tqdm(
         total=total, desc=what, unit=unit, file=sys.stdout, delay=2, mininterval=2, leave=False
-    )
+    ) as bar:
+        yield bar
+
+
+class _Part:
+    """A part of the whole run, in units of its own."""
+
+    def __init__(self, whole: tqdm, unit_work: float):
+        self.whole = whole
+        self.unit_work = unit_work
+
+    def update(self, units: int = 1) -> None:
+        # An estimate: the bar reaches its end when the run does.
+        self.whole.update(min(units * self.unit_work, 0.99 * self.whole.total - self.whole.n))
+
+
+def say(line: str) -> None:
+    """Prints a line, above the bar if there is one."""
+    tqdm.write(line, file=sys.stdout)
 
 
 def secret(label: str) -> str | None:
@@ -97,8 +174,12 @@ def _colab_secret(label: str) -> str:
     return userdata.get(label)
 
 
-def writable_folder(path: str | Path) -> Path:
+def writable_folder(path: str | Path, named_by: str = "--out (in the notebook: OUT)") -> Path:
     """The folder, made if need be.
+
+    Args:
+        path: of the folder.
+        named_by: what a person sets to choose another.
 
     Raises:
         InputError: it cannot be made or written.
@@ -111,7 +192,7 @@ def writable_folder(path: str | Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"the output folder {folder} cannot be written ({error.strerror}): "
-            "choose another with --out (in the notebook: OUT)"
+            f"the folder {folder} cannot be written ({error.strerror}): "
+            f"choose another with {named_by}"
         ) from None
     return folder

@@ -140,6 +140,31 @@ def load_preset(kind: Any, role: str, preset: Preset, **options: Any) -> Any:
         ) from None
 
 
+def preset_file(role: str, preset: Preset, name: str) -> Path:
+    """One file of a preset in Keras's format: in its folder, or fetched from Kaggle.
+
+    Raises:
+        InputError: it has no such file, or is a Hugging Face model.
+    """
+    if preset.handle.startswith("hf://"):
+        raise InputError(
+            f"{role} {preset.name!r}: a Keras preset is needed here, which a Hugging Face model "
+            "becomes with keras-hub's save_to_preset; or set stream_blocks: false"
+        )
+    if Path(preset.handle).is_dir():
+        path = Path(preset.handle) / name
+    else:
+        handle = preset.handle.removeprefix("kaggle://")
+        handle = handle if "/" in handle else _kaggle_handle(role, handle)
+        path = _from_kaggle(role, preset.name, handle, name)
+    if not path.is_file():
+        raise InputError(
+            f"{role} {preset.name!r} has no file {name}: its weights are spread over several "
+            "files, or missing; set stream_blocks: false, or give another preset"
+        )
+    return path
+
+
 def _json(role: str, path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -188,15 +213,15 @@ def _kaggle_handle(role: str, name: str) -> str:
     return known[name]["kaggle_handle"]
 
 
-def _from_kaggle(role: str, name: str, handle: str) -> Path:
-    """The config.json of a Kaggle model, fetched or attached."""
+def _from_kaggle(role: str, name: str, handle: str, file: str = "config.json") -> Path:
+    """A file of a Kaggle model, fetched or attached."""
     import kagglehub
 
     page = "https://www.kaggle.com/models/" + "/".join(
         handle.removeprefix("kaggle://").split("/")[:2]
     )
     try:
-        return Path(kagglehub.model_download(handle.removeprefix("kaggle://"), "config.json"))
+        return Path(kagglehub.model_download(handle.removeprefix("kaggle://"), file))
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         refusals = ("BackendError", "CredentialError", "UnauthenticatedError")

@@ -3,7 +3,9 @@
 import keras
 
 
-def build_projection(projection: str, llm_width: int, slm_width: int) -> keras.Sequential:
+def build_projection(
+    projection: str, llm_width: int, slm_width: int, dtype: str = "float32"
+) -> keras.Sequential:
     """Layers that map `(texts, tokens, llm_width)` to `(texts, tokens, slm_width)`.
 
     Args:
@@ -11,9 +13,13 @@ def build_projection(projection: str, llm_width: int, slm_width: int) -> keras.S
             before it.
         llm_width: width of Gemma's states.
         slm_width: width of RoBERTa's embeddings.
+        dtype: dtype or dtype policy of the layers.
     """
     layers = [keras.Input((None, llm_width))]
     if projection == "mlp":
-        layers.append(keras.layers.Dense(slm_width, activation="gelu", name="projection_hidden"))
-    layers.append(keras.layers.Dense(slm_width, name="projection_output"))
+        hidden = keras.layers.Dense(
+            slm_width, activation="gelu", dtype=dtype, name="projection_hidden"
+        )
+        layers.append(hidden)
+    layers.append(keras.layers.Dense(slm_width, dtype=dtype, name="projection_output"))
     return keras.Sequential(layers, name="projection")

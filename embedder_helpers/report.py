@@ -10,9 +10,14 @@ from embedder_helpers import presets
 from embedder_helpers.config import InputError, make_experiment
 from embedder_helpers.run import Result, read_result
 
+# The table that the original study published (Gemma 2B and RoBERTa-base; one run each).
+ORIGINAL = Path(__file__).resolve().parent.parent / "results" / "reference" / "original_study.csv"
 KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
+METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
 FIGURE = "scores.png"
+LAYERS = "layers.png"
 TABLE = "table.md"
+CSV = "results.csv"
 
 
 def table(results: Sequence[Result]) -> pd.DataFrame:
@@ -53,7 +58,7 @@ def _row(result: Result) -> dict[str, Any]:
     return {
         "embedder": embedder_name(result),
         "cutoff": _listed(result.cutoffs),
-        "layer number": _listed([cutoff - result.blocks - 1 for cutoff in result.cutoffs]),
+        "layer number": _listed(_layer_numbers(result)),
         "task": result.task["name"],
         "accuracy": result.scores["accuracy"],
         "F1": result.scores["f1"],
@@ -82,7 +87,12 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def as_text(results: Sequence[Result]) -> str:
     """The table as Markdown, with the notes that a reader of the scores should know."""
-    frame = table(results)
+    told = "".join(f"* {note}\n" for note in notes(results))
+    return f"{as_markdown(table(results))}\n{told}"
+
+
+def as_markdown(frame: pd.DataFrame) -> str:
+    """A table whose columns are aligned in plain text too."""
     cells = [list(frame.columns)]
     cells += [
         [_cell(name, value) for name, value in row.items()] for row in frame.to_dict("records")
@@ -90,7 +100,7 @@ def as_text(results: Sequence[Result]) -> str:
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join([*lines, "", *(f"* {note}" for note in notes(results)), ""])
+    return "\n".join([*lines, ""])
 
 
 def _cell(name: str, value: Any) -> str:
@@ -120,6 +130,162 @@ def notes(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def long_table(results: Sequence[Result]) -> pd.DataFrame:
+    """A row per result with all that tells it apart: scores first, then every other key.
+
+    `llm_layers` are cutoffs counted from the bottom, joined by `+` where several are pooled;
+    `val_accuracy` is the head's on the validation split after the best epoch.
+    """
+    return pd.DataFrame([_long_row(result) for result in results])
+
+
+def _long_row(result: Result) -> dict[str, Any]:
+    experiment, head = result.experiment, result.head or {}
+    row = {
+        "task": result.task["name"],
+        "kind": experiment["kind"],
+        "llm_layers": "+".join(map(str, result.cutoffs)),
+        "pooling": experiment["pooling"],
+        "seed": experiment["seed"],
+        "accuracy": result.scores["accuracy"],
+        "f1": result.scores["f1"],
+        "head_accuracy": head.get("accuracy"),
+        "head_f1": head.get("f1"),
+        "val_accuracy": max((epoch["val_accuracy"] for epoch in result.history), default=None),
+        "floor_accuracy": result.floor["accuracy"],
+        "floor_f1": result.floor["f1"],
+        "seconds": result.seconds["total"],
+        "layer_number": "+".join(map(str, _layer_numbers(result))),
+    }
+    others = {key: value for key, value in experiment.items() if key not in row}
+    return row | others | {"device": ", ".join(result.device)} | result.versions
+
+
+def _layer_numbers(result: Result) -> list[int]:
+    return [cutoff - result.blocks - 1 for cutoff in result.cutoffs]
+
+
+def write_csv(folder: str | Path) -> None:
+    """Writes the long table of all results in a folder; whole or not at all."""
+    if results := _results(folder):
+        part = Path(folder) / f"{CSV}.part"
+        long_table(results).to_csv(part, index=False)
+        part.replace(Path(folder) / CSV)
+
+
+def layer_table(results: Sequence[Result]) -> pd.DataFrame:
+    """The original study's table: a row per embedder, accuracy and F1 of each task beside it.
+
+    Scores are protocol scores; those of several seeds are averaged, and `seeds` tells how many.
+    RoBERTa alone comes first, then Gemma alone and the hybrids, the deepest cutoff first.
+    """
+    apart = [key for key in _differing(results) if key not in ("seed", "task", "max_train_texts")]
+    rows: dict[tuple, dict[tuple[str, str], list]] = {}
+    for result in sorted(results, key=_from_the_top):
+        settings = [
+            f"{key} {value}" for key, value in _settings(result, apart).items() if value != "-"
+        ]
+        name = ", ".join([embedder_name(result), *settings])
+        numbers = _listed(_layer_numbers(result))
+        scores = rows.setdefault((name, numbers), {})
+        for metric, words in (("accuracy", "accuracy"), ("f1", "F1")):
+            cell = scores.setdefault((result.task["name"], words), [])
+            cell.append(result.scores[metric])
+    tasks = list(dict.fromkeys(result.task["name"] for result in results))
+    frame = pd.DataFrame(
+        [
+            {"embedder": name, "layer number": numbers, "seeds": max(map(len, scores.values()))}
+            | {
+                f"{task} {words}": sum(found) / len(found) if found else None
+                for task in sorted(tasks)
+                for words in ("accuracy", "F1")
+                for found in [scores.get((task, words), [])]
+            }
+            for (name, numbers), scores in rows.items()
+        ]
+    )
+    return frame if (frame["seeds"] > 1).any() else frame.drop(columns="seeds")
+
+
+def _from_the_top(result: Result) -> tuple:
+    task, kind, trained, found = _place(result)
+    return kind, trained, len(found), [-cutoff for cutoff in found], task
+
+
+def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> Any:
+    """Accuracy and F1 over the cutoff, with the baselines, the floor and the published curve.
+
+    Lines are means over seeds and bands reach from the lowest to the highest seed. Several cutoffs
+    pooled into one have no place on the axis and are left out.
+
+    Args:
+        results: of one or more tasks; each task is a row of panels.
+        path: where to save the figure, if anywhere.
+
+    Returns:
+        The matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MultipleLocator
+
+    frame = long_table(results)
+    frame["trained"] = [bool(result.history) for result in results]
+    tasks = sorted(frame["task"].unique())
+    figure = Figure(figsize=(10, 3.6 * len(tasks) + 0.6), layout="constrained")
+    panels = figure.subplots(len(tasks), 2, squeeze=False, sharex=True)
+    published = pd.read_csv(ORIGINAL) if ORIGINAL.exists() else frame.iloc[:0]
+    for task, row in zip(tasks, panels, strict=True):
+        for (metric, words), panel in zip(METRICS.items(), row, strict=True):
+            ours = frame[frame["task"] == task]
+            theirs = published[published["task"] == task]
+            _curves(panel, ours, metric)
+            _published(panel, theirs, metric)
+            panel.set_title(
+                f"{task}: {words}" if metric == "accuracy" else words, loc="left", size=10
+            )
+            panel.grid(alpha=0.3)
+            panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[-1]:
+        panel.set_xlabel("cutoff: Gemma's blocks 1 … k")
+        panel.xaxis.set_major_locator(MultipleLocator(2, offset=1))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    if path:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _curves(panel: Any, frame: pd.DataFrame, metric: str) -> None:
+    """Our scores of one task: a line over cutoffs for each kind, a level for RoBERTa alone."""
+    for kind, color in (("hybrid", "#c50"), ("gemma_only", "#136")):
+        single = frame[(frame["kind"] == kind) & frame["llm_layers"].str.fullmatch(r"\d+")]
+        if len(single):
+            by_cutoff = single.groupby(single["llm_layers"].astype(int))[metric]
+            panel.plot(by_cutoff.mean(), "o-", ms=4, color=color, label=KIND_NAMES[kind])
+            panel.fill_between(
+                by_cutoff.min().index, by_cutoff.min(), by_cutoff.max(), color=color, alpha=0.15
+            )
+    roberta = frame[frame["kind"] == "roberta_only"]
+    for trained, style, words in ((True, "-", ""), (False, "--", ", untrained")):
+        found = roberta.loc[roberta["trained"] == trained, metric]
+        if len(found):
+            panel.axhline(found.mean(), color="#383", ls=style, label=f"RoBERTa only{words}")
+    floor = "floor_accuracy" if metric == "accuracy" else "floor_f1"
+    panel.axhline(frame[floor].iloc[0], color="#777", ls=":", label="floor: the commonest label")
+
+
+def _published(panel: Any, frame: pd.DataFrame, metric: str) -> None:
+    """The original study's hybrid and RoBERTa alone, in grey."""
+    hybrid = frame[frame["kind"] == "hybrid"]
+    if len(hybrid):
+        panel.plot(
+            hybrid["llm_layers"], hybrid[metric], ".-", lw=0.8, color="#aaa",
+            label="original study (Gemma 2B, RoBERTa-base): hybrid",
+        )  # fmt: skip
+        alone = frame.loc[frame["kind"] == "roberta_only", metric].iloc[0]
+        panel.axhline(alone, color="#aaa", lw=0.8, ls="-.", label="original study: RoBERTa only")
+
+
 def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
     """Accuracy and F1 of each result with its single protocol experiments, floor and head score.
 
@@ -138,9 +304,7 @@ def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
     figure = Figure(figsize=(9.5, sum(heights) + 0.5), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights, sharey="row")
     for (task, found), row in zip(by_task.items(), panels, strict=True):
-        for metric, words, panel in zip(
-            ("accuracy", "f1"), ("accuracy", "macro F1"), row, strict=True
-        ):
+        for (metric, words), panel in zip(METRICS.items(), row, strict=True):
             _panel(panel, found, metric)
             panel.set_title(
                 f"{task}: {words}" if metric == "accuracy" else words, loc="left", size=10
@@ -171,13 +335,21 @@ def _panel(panel: Any, results: Sequence[Result], metric: str) -> None:
 
 
 def publish(results: Sequence[Result], out: str | Path) -> None:
-    """Prints the table; writes it and the figure into a folder."""
-    text = as_text(results)
-    print(text)
+    """Prints the table; writes it and the figures into a folder.
+
+    Where results have several cutoffs, the layer table and the curves over the cutoff are added.
+    """
     folder = Path(out)
-    (folder / TABLE).write_text(text, encoding="utf-8")
+    text = as_text(results)
+    files = [folder / TABLE, folder / FIGURE]
     plot(results, folder / FIGURE)
-    print(f"table and figure: {folder / TABLE}, {folder / FIGURE}")
+    if len({tuple(result.cutoffs) for result in results}) > 2:
+        text = as_markdown(layer_table(results)) + "\n" + text
+        plot_layers(results, folder / LAYERS)
+        files.append(folder / LAYERS)
+    print(text)
+    (folder / TABLE).write_text(text, encoding="utf-8")
+    print("table and figures: " + ", ".join(map(str, files)))
 
 
 def load_results(folder: str | Path) -> list[Result]:
@@ -186,10 +358,13 @@ def load_results(folder: str | Path) -> list[Result]:
     Raises:
         InputError: it holds none.
     """
-    paths = sorted(Path(folder).glob("*.json"))
-    results = [result for path in paths if (result := read_result(path))]
-    if not results:
-        raise InputError(f"{folder} holds no results: run an experiment with --out {folder} first")
+    if results := _results(folder):
+        return results
+    raise InputError(f"{folder} holds no results: run an experiment with --out {folder} first")
+
+
+def _results(folder: str | Path) -> list[Result]:
+    results = [result for path in Path(folder).glob("*.json") if (result := read_result(path))]
     return sorted(results, key=_place)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from embedder_helpers.presets import Preset, load_preset
 
 
-def load_roberta(preset: Preset) -> tuple[Any, Any]:
-    """The backbone (float32) and the tokenizer of a preset."""
+def load_roberta(preset: Preset, dtype: str = "float32") -> tuple[Any, Any]:
+    """The backbone in a dtype or dtype policy, and the tokenizer of a preset."""
     import keras_hub
 
     models = keras_hub.models
-    backbone = load_preset(models.Backbone, "slm_preset", preset, dtype="float32")
+    backbone = load_preset(models.Backbone, "slm_preset", preset, dtype=dtype)
     return backbone, load_preset(models.Tokenizer, "slm_preset", preset)
 
 

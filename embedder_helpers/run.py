@@ -1,14 +1,13 @@
-"""One experiment, from text to a result file. A result that is there is read, not computed."""
+"""One experiment, from text to a result and its file."""
 
 import dataclasses
 import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +15,16 @@ from embedder_helpers import __version__, platform, protocol
 from embedder_helpers.config import Experiment, cutoffs
 from embedder_helpers.local import SPLIT_SEED, stratified_rows
 from embedder_helpers.presets import Preset, find_presets
-from embedder_helpers.tasks import Task, task_of
+from embedder_helpers.tasks import Split, Task, task_of
+from embedder_helpers.tokens import Ragged
+
+if TYPE_CHECKING:  # both bring in Keras, seconds that a mistake should not wait for
+    from embedder_helpers.embedder import Embedder
+    from embedder_helpers.states import Store
 
 # Keys that say where an input is; its fingerprint says what it is.
 PLACES = ("task", "task_data", "text_column", "label_column", "llm_preset", "slm_preset")
-CHUNK = 2048  # texts whose states are held at a time when nothing is trained on them
+CHUNK = 2048  # texts that are embedded at a time
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Result:
         floor: metrics of always answering the commonest label.
         history: loss and accuracy of each training epoch.
         truncated: different texts that were cut at `max_tokens`.
-        seconds: wall-clock time by part (load, prepare, train, embed, score) and in all.
+        seconds: wall-clock time by part (load, tokenise, states, train, embed, score) and in all.
         versions: of Python and the packages.
-        device: what it was computed on.
+        device: what it was computed on, and the precision of training.
         inputs: fingerprints of data and presets.
     """
 
@@ -62,63 +66,184 @@ class Result:
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment whose every input was found and checked, and where its result goes."""
+    """An experiment whose every input was found and checked, and where its result goes.
+
+    Attributes:
+        experiment: what to run.
+        task: its data.
+        presets: by key of the Experiment.
+        inputs: fingerprints of data and presets.
+        rows: of each part: `drawn` and `test` for the protocol, and `fit` and `watched` where
+            something is trained.
+        path: of the result file.
+    """
 
     experiment: Experiment
     task: Task
     presets: dict[str, Preset]
     inputs: dict[str, str]
+    rows: dict[str, np.ndarray]
     path: Path
 
+    def split(self, part: str) -> Split:
+        """The split that a part's rows belong to."""
+        train, validation = self.task.train, self.task.validation
+        if self.experiment.train_split == "validation":
+            train, validation = validation, train
+        splits = {"fit": train, "watched": validation, "drawn": self.task.train}
+        return splits.get(part, self.task.test)
 
-def run(experiment: Experiment, out: str | Path = "results") -> Result:
-    """Runs an experiment and writes its result file, or reads the file if it is there.
+    def texts(self, *parts: str) -> list[str]:
+        """The texts of some parts, end to end; default: of all."""
+        return [
+            text for part in parts or self.rows for text in self.split(part).texts(self.rows[part])
+        ]
+
+
+def plan(experiment: Experiment, folder: Path, task: Task | None = None) -> Plan:
+    """Finds and checks all that an experiment reads.
 
     Args:
-        experiment: what to run.
-        out: the folder for the result file.
+        experiment: what to plan.
+        folder: for the result file.
+        task: the experiment's, if it was loaded already.
 
     Raises:
-        InputError: anything the person can mend, before any long work.
+        InputError: a preset or data that cannot be used.
     """
-    return run_all([experiment], out)[0]
-
-
-def run_all(experiments: Sequence[Experiment], out: str | Path = "results") -> list[Result]:
-    """Runs experiments one after the other; all are checked before the first one starts."""
-    folder = platform.writable_folder(out)
-    plans = [_plan(experiment, folder) for experiment in experiments]
-    return [_read_or_run(plan) for plan in plans]
-
-
-def _plan(experiment: Experiment, folder: Path) -> Plan:
     presets = find_presets(experiment)
-    task = task_of(experiment)
+    task = task or task_of(experiment)
     inputs = {"task": task.fingerprint} | {
         role: preset.fingerprint for role, preset in presets.items()
     }
     path = folder / result_name(experiment, task, presets, inputs)
-    return Plan(experiment, task, presets, inputs, path)
+    return Plan(experiment, task, presets, inputs, _rows(experiment, task), path)
 
 
-def _read_or_run(plan: Plan) -> Result:
-    if found := read_result(plan.path):
-        print(f"{plan.path.name}: found, not computed again")
-        return found
-    print(f"{plan.path.name}: running")
-    for note in plan.task.notes:
-        print(f"  note: {note}")
-    result = _run(plan)
-    write_result(result, plan.path)
-    return result
+def run(plan: Plan, store: "Store") -> Result:
+    """Text → token ids → states → trained → embeddings → scores.
+
+    Args:
+        plan: of the experiment.
+        store: where Gemma's states are, or go to.
+
+    Raises:
+        InputError: states that do not fit or are not finite; a training that diverged.
+    """
+    from embedder_helpers.embedder import build_embedder
+
+    experiment, task = plan.experiment, plan.task
+    clock = _Clock()
+    embedder = build_embedder(experiment, plan.presets)
+    clock.stop("load")
+
+    head, history, cut = None, [], {}
+    if "fit" in plan.rows:
+        head, history = _train(plan, embedder, store, cut, clock)
+    texts = plan.texts("drawn", "test")
+    drawn, test = np.split(_embed(embedder, texts, store, cut), [len(plan.rows["drawn"])])
+    clock.stop("embed")
+    scores = protocol.score(
+        drawn,
+        task.train.labels,
+        test,
+        task.test.labels,
+        samples_per_label=task.samples_per_label,
+        rows=plan.rows["drawn"],
+    )
+    clock.stop("score")
+
+    preset = plan.presets.get("llm_preset")
+    return Result(
+        experiment=experiment.as_dict(),
+        task={
+            "name": task.name,
+            "samples_per_label": task.samples_per_label,
+            "labels": len(task.classes),
+            "texts": {name: len(part) for name, part in plan.rows.items()},
+            "notes": list(task.notes),
+        },
+        cutoffs=list(cutoffs(experiment.llm_layers, preset.blocks)) if preset else [],
+        blocks=preset.blocks if preset else None,
+        scores=scores.mean,
+        experiments=list(scores.experiments),
+        head=_head_metrics(head, test, task) if head else None,
+        floor=protocol.floor(task.train.labels, task.test.labels),
+        history=history,
+        truncated=sum(cut.values()),
+        seconds=clock.total(),
+        versions=platform.versions(),
+        device=[*platform.devices(), f"trained in {platform.training_dtype()}"],
+        inputs=plan.inputs,
+    )
+
+
+def _train(
+    plan: Plan, embedder: "Embedder", store: "Store", cut: dict[str, bool], clock: "_Clock"
+) -> tuple[Any, list[dict[str, float]]]:
+    """Trains the embedder's model in place; gives the head and the history."""
+    from embedder_helpers import training
+
+    ids = _tokenise(embedder, plan.texts("fit", "watched"), cut)
+    clock.stop("tokenise")
+    inputs = store.states(embedder.gemma, ids, embedder.depths) if embedder.gemma else ids
+    clock.stop("states")
+    count = len(plan.rows["fit"])
+    parts = {"fit": range(count), "watched": range(count, len(inputs))}
+    fit, watched = (
+        (
+            inputs.select(rows),
+            np.searchsorted(plan.task.classes, plan.split(part).labels[plan.rows[part]]),
+        )
+        for part, rows in parts.items()
+    )
+    classifier = training.add_head(embedder.model, len(plan.task.classes))
+    # A training step costs about three forward passes.
+    passes = embedder.forward_work(3 * fit[0].lengths) + embedder.forward_work(watched[0].lengths)
+    work = plan.experiment.epochs * passes
+    history = training.fit(classifier, fit, watched, plan.experiment, work)
+    clock.stop("train")
+    return classifier.get_layer("head"), history
+
+
+def _embed(
+    embedder: "Embedder", texts: list[str], store: "Store", cut: dict[str, bool]
+) -> np.ndarray:
+    """Embeddings `(texts, width)`, a chunk at a time; a text that is there twice costs once.
+
+    States come from the store as far as they are there or fit in; others are not kept.
+    """
+    different = list(dict.fromkeys(texts))
+    embeddings = np.empty((len(different), embedder.width), "float32")
+    for start in range(0, len(different), CHUNK):
+        ids = _tokenise(embedder, different[start : start + CHUNK], cut)
+        inputs = None
+        if embedder.gemma:
+            inputs = store.find(embedder.gemma.preset, ids, embedder.depths)
+        if inputs is None:
+            inputs = embedder.inputs(ids)
+        embeddings[start : start + CHUNK] = embedder.embed(inputs)
+    row = {text: place for place, text in enumerate(different)}
+    return embeddings[[row[text] for text in texts]]
+
+
+def _tokenise(embedder: "Embedder", texts: list[str], cut: dict[str, bool]) -> Ragged:
+    """Token ids; notes of each text whether it was cut."""
+    ids, truncated = embedder.tokenise(texts)
+    cut.update(zip(texts, truncated.tolist(), strict=True))
+    return ids
 
 
 def with_baselines(experiment: Experiment) -> list[Experiment]:
     """A hybrid, then RoBERTa alone and Gemma alone likewise; another kind stays alone."""
     if experiment.kind != "hybrid":
         return [experiment]
-    kinds = ("hybrid", "roberta_only", "gemma_only")
-    return [dataclasses.replace(experiment, kind=kind) for kind in kinds]
+    layer_pooling = "mean" if experiment.layer_pooling == "learned" else experiment.layer_pooling
+    return [
+        experiment,
+        dataclasses.replace(experiment, kind="roberta_only"),
+        dataclasses.replace(experiment, kind="gemma_only", layer_pooling=layer_pooling),
+    ]
 
 
 def result_name(experiment: Experiment, task: Task, presets: dict, inputs: dict[str, str]) -> str:
@@ -154,85 +279,6 @@ def write_result(result: Result, path: Path) -> None:
     part.replace(path)
 
 
-class _Clock:
-    """Seconds by part."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._last = self._start = time.perf_counter()
-
-    def stop(self, part: str) -> None:
-        now = time.perf_counter()
-        self.seconds[part] = round(now - self._last, 2)
-        self._last = now
-
-    def total(self) -> dict[str, float]:
-        return self.seconds | {"total": round(time.perf_counter() - self._start, 2)}
-
-
-def _run(plan: Plan) -> Result:
-    """Text → prepared → trained → embeddings → scores."""
-    from embedder_helpers.embedder import build_embedder  # Keras comes in here, seconds later
-
-    experiment, task = plan.experiment, plan.task
-    clock = _Clock()
-    embedder = build_embedder(experiment, plan.presets)
-    clock.stop("load")
-
-    rows = _rows(experiment, task)
-    splits = {"fit": task.train, "watched": task.validation}
-    if experiment.train_split == "validation":
-        splits = {"fit": task.validation, "watched": task.train}
-    splits |= {"drawn": task.train, "test": task.test}
-    texts = {name: splits[name].texts(rows[name]) for name in rows}
-    trained_on = {name: texts[name] for name in ("fit", "watched") if name in texts}
-    prepared, places = _prepare(embedder, trained_on)
-    clock.stop("prepare")
-
-    head, history = None, []
-    if trained_on:
-        labels = {name: splits[name].labels[rows[name]] for name in trained_on}
-        head, history = _train(embedder.model, experiment, task.classes, prepared, labels)
-        clock.stop("train")
-
-    embeddings = _embed(embedder, [*texts["drawn"], *texts["test"]], prepared["all"], places)
-    drawn, test = np.split(embeddings, [len(texts["drawn"])])
-    clock.stop("embed")
-    scores = protocol.score(
-        drawn,
-        task.train.labels,
-        test,
-        task.test.labels,
-        samples_per_label=task.samples_per_label,
-        rows=rows["drawn"],
-    )
-    clock.stop("score")
-
-    gemma = embedder.gemma
-    return Result(
-        experiment=experiment.as_dict(),
-        task={
-            "name": task.name,
-            "samples_per_label": task.samples_per_label,
-            "labels": len(task.classes),
-            "texts": {name: len(part) for name, part in rows.items()},
-            "notes": list(task.notes),
-        },
-        cutoffs=list(gemma.cutoffs) if gemma else [],
-        blocks=gemma.blocks if gemma else None,
-        scores=scores.mean,
-        experiments=list(scores.experiments),
-        head=_head_metrics(head, test, task) if head else None,
-        floor=protocol.floor(task.train.labels, task.test.labels),
-        history=history,
-        truncated=embedder.truncated,
-        seconds=clock.total(),
-        versions=platform.versions(),
-        device=platform.devices(),
-        inputs=plan.inputs,
-    )
-
-
 def _rows(experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
     """The rows of each split that this experiment reads; a text not needed is not encoded."""
     draws = protocol.draw_rows(task.train.labels.tolist(), task.samples_per_label)
@@ -257,55 +303,24 @@ def _some(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     return rows[stratified_rows(labels[rows], count, SPLIT_SEED)]
 
 
-def _prepare(embedder: Any, parts: dict[str, list[str]]) -> tuple[dict[str, Any], dict[str, int]]:
-    """Each part prepared, and `all` of their texts, every different one once; their places."""
-    places: dict[str, int] = {}
-    for part in parts.values():
-        for text in part:
-            places.setdefault(text, len(places))
-    everything = embedder.prepare(list(places))
-    prepared = {
-        name: everything.select([places[text] for text in part]) for name, part in parts.items()
-    }
-    return prepared | {"all": everything}, places
-
-
-def _embed(embedder: Any, texts: list[str], prepared: Any, places: dict[str, int]) -> np.ndarray:
-    """Embeddings of texts: from what is prepared, the others a chunk at a time.
-
-    Chunks bound the memory: a large test split's states are never held together.
-    """
-    different = list(dict.fromkeys(texts))
-    known = [text for text in different if text in places]
-    new = [text for text in different if text not in places]
-    found = [embedder.embed(prepared.select([places[text] for text in known]))]
-    for start in range(0, len(new), CHUNK):
-        found.append(embedder.embed(embedder.prepare(new[start : start + CHUNK])))
-    embeddings = np.concatenate(found)
-    row_of = {text: row for row, text in enumerate([*known, *new])}
-    return embeddings[[row_of[text] for text in texts]]
-
-
-def _train(
-    model: Any,
-    experiment: Experiment,
-    classes: np.ndarray,
-    prepared: dict[str, Any],
-    labels: dict[str, np.ndarray],
-) -> tuple[Any, list[dict[str, float]]]:
-    """Trains the model in place; gives the head and the history."""
-    from embedder_helpers import training
-
-    classifier = training.add_head(model, len(classes))
-    fit, watched = (
-        (prepared[name], np.searchsorted(classes, labels[name])) for name in ("fit", "watched")
-    )
-    history = training.fit(classifier, fit, watched, experiment)
-    return classifier.get_layer("head"), history
-
-
 def _head_metrics(head: Any, embeddings: np.ndarray, task: Task) -> dict[str, float | None]:
     """The trained head's metrics on the test split."""
     kernel, bias = head.get_weights()
     answers = task.classes[(embeddings @ kernel + bias).argmax(-1)]
     return protocol.metrics(task.test.labels.tolist(), answers.tolist())
+
+
+class _Clock:
+    """Seconds by part."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = self._start = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] = round(now - self._last, 2)
+        self._last = now
+
+    def total(self) -> dict[str, float]:
+        return self.seconds | {"total": round(time.perf_counter() - self._start, 2)}

@@ -48,6 +48,35 @@ class Ragged:
         return values, mask
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """The states of the same texts behind several cutoffs; used as one Ragged is."""
+
+    layers: tuple[Ragged, ...]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`(texts,)` tokens of each text."""
+        return self.layers[0].lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def select(self, rows: Sequence[int]) -> "Stacked":
+        """Some texts, in the order asked for; the values are shared, not copied."""
+        return Stacked(tuple(layer.select(rows) for layer in self.layers))
+
+    def padded(self, rows: Sequence[int], length: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values `(texts, length, cutoffs, width)` and mask `(texts, length)`."""
+        padded = [layer.padded(rows, length, texts) for layer in self.layers]
+        return np.stack([values for values, _ in padded], 2), padded[0][1]
+
+
+def stacked(layers: Sequence[Ragged]) -> Ragged | Stacked:
+    """One cutoff's states as they are, several stacked."""
+    return layers[0] if len(layers) == 1 else Stacked(tuple(layers))
+
+
 def end_to_end(values: np.ndarray, lengths: Sequence[int]) -> Ragged:
     """Texts of these lengths that follow one another in `values`."""
     lengths = np.asarray(lengths, "int64")

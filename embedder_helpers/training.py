@@ -10,12 +10,12 @@ import numpy as np
 
 from embedder_helpers import platform
 from embedder_helpers.config import Experiment, InputError
-from embedder_helpers.tokens import Ragged, bucket, training_batches
+from embedder_helpers.tokens import Ragged, Stacked, bucket, training_batches
 
 WEIGHT_DECAY = 0.01
 HEAD_DROPOUT = 0.1
 # Layers that start from nothing; every other layer is pretrained.
-NEW_LAYERS = ("projection", "head")
+NEW_LAYERS = ("layer_pooling", "projection", "head")
 
 
 class TwoRateAdamW(keras.optimizers.AdamW):
@@ -44,12 +44,12 @@ class Batches(keras.utils.PyDataset):
     """Batches of texts of like length, shuffled anew each epoch, padded to their bucket.
 
     Args:
-        prepared: token ids or states.
+        prepared: token ids, or states, memory-mapped or not.
         labels: `(texts,)` class numbers.
         experiment: batch size, seed of the shuffles, and `max_tokens`, the longest bucket.
     """
 
-    def __init__(self, prepared: Ragged, labels: np.ndarray, experiment: Experiment):
+    def __init__(self, prepared: Ragged | Stacked, labels: np.ndarray, experiment: Experiment):
         super().__init__()
         self.prepared = prepared
         self.labels = labels
@@ -85,23 +85,20 @@ class Batches(keras.utils.PyDataset):
 
 
 class Progress(keras.callbacks.Callback):
-    """A progress bar over all steps of the training; Keras prints a line an epoch beside it."""
+    """Moves a progress bar with every step, and says how each epoch went."""
 
-    def __init__(self, steps: int):
+    def __init__(self, bar: Any):
         super().__init__()
-        self.steps = steps
-
-    def on_train_begin(self, logs=None):
-        """Opens the bar."""
-        self.bar = platform.progress(self.steps, "training", unit="step")
+        self.bar = bar
 
     def on_train_batch_end(self, batch, logs=None):
         """One step."""
-        self.bar.update()
+        self.bar.update(1)
 
-    def on_train_end(self, logs=None):
-        """Clears the bar."""
-        self.bar.close()
+    def on_epoch_end(self, epoch, logs=None):
+        """One line."""
+        found = ", ".join(f"{name} {value:.3f}" for name, value in (logs or {}).items())
+        platform.say(f"  epoch {epoch + 1} of {self.params['epochs']}: {found}")
 
 
 def add_head(model: keras.Model, classes: int) -> keras.Model:
@@ -118,9 +115,10 @@ def add_head(model: keras.Model, classes: int) -> keras.Model:
 
 def fit(
     classifier: keras.Model,
-    train: tuple[Ragged, np.ndarray],
-    validation: tuple[Ragged, np.ndarray],
+    train: tuple[Ragged | Stacked, np.ndarray],
+    validation: tuple[Ragged | Stacked, np.ndarray],
     experiment: Experiment,
+    work: float = 0.0,
 ) -> list[dict[str, float]]:
     """Trains the classifier in place and leaves it as it was after its best epoch.
 
@@ -131,6 +129,7 @@ def fit(
         train: prepared texts and their class numbers.
         validation: likewise; watched, never trained on.
         experiment: epochs, batch size, learning rates and seed.
+        work: operations in all, for the progress bar.
 
     Returns:
         Loss and accuracy on both splits for each epoch.
@@ -144,8 +143,12 @@ def fit(
         experiment.learning_rate, decay_steps=steps, end_learning_rate=0.0
     )
     new_rate = experiment.projection_learning_rate / experiment.learning_rate
+    optimizer = TwoRateAdamW(rate, new_rate)
+    if any(layer.compute_dtype == "float16" for layer in classifier.layers):
+        # Small gradients vanish in float16; a step whose gradients overflow is left out.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     classifier.compile(
-        optimizer=TwoRateAdamW(rate, new_rate),
+        optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=False,  # XLA compiles the whole step for every bucket: longer than an epoch
@@ -153,14 +156,15 @@ def fit(
     best = keras.callbacks.EarlyStopping(
         "val_accuracy", mode="max", patience=experiment.epochs, restore_best_weights=True
     )
-    history = classifier.fit(
-        batches,
-        validation_data=Batches(*validation, experiment),
-        epochs=experiment.epochs,
-        callbacks=[best, keras.callbacks.TerminateOnNaN(), Progress(steps)],
-        shuffle=False,  # Batches shuffles
-        verbose=2,
-    ).history
+    with platform.progress(steps, "training", "step", work=work) as bar:
+        history = classifier.fit(
+            batches,
+            validation_data=Batches(*validation, experiment),
+            epochs=experiment.epochs,
+            callbacks=[best, keras.callbacks.TerminateOnNaN(), Progress(bar)],
+            shuffle=False,  # Batches shuffles
+            verbose=0,
+        ).history
     if not np.isfinite(history["loss"]).all():
         raise InputError(
             f"training diverged in epoch {len(history['loss'])}: the loss is not finite; lower "

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from embedder_helpers.config import Experiment  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def states_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all tests keep Gemma's states, which they share, in place of the project's folder."""
+    folder = tmp_path_factory.mktemp("states")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedder_helpers.platform.states_folder", lambda: folder)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from embedder_helpers.config import (
     parse_override,
     read_config,
 )
+from embedder_helpers.sweep import load_sweep
 
 KEYS = [one.name for one in dataclasses.fields(Experiment)]
 CONFIGS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
@@ -28,7 +29,7 @@ ALLOWED = {
     "kind": ["hybrid", "gemma_only", "roberta_only"],
     "llm_preset": ["gemma_2b_en", "hf://google/gemma-2b"],
     "llm_layers": [1, 18, -1, -18],
-    "layer_pooling": ["mean", "max"],
+    "layer_pooling": ["mean", "max", "learned"],
     "final_norm": ["rms", "learned", "last", "none"],
     "fusion": ["replace"],
     "projection": ["linear", "mlp"],
@@ -42,6 +43,9 @@ ALLOWED = {
     "projection_learning_rate": [1e-3],
     "train_split": ["train", "validation"],
     "max_train_texts": [None, 2, 4000],
+    "states_dir": [None, "some/folder"],
+    "states_gigabytes": [None, 0.5, 20],
+    "stream_blocks": [True, False],
 }
 
 WHOLE = "a whole number"
@@ -55,7 +59,7 @@ IMPOSSIBLE = {
     "kind": [("both", "hybrid, gemma_only, roberta_only"), (["hybrid"], "hybrid")],
     "llm_preset": [("", "a text"), (None, "a text")],
     "llm_layers": [(bad, "list") for bad in (0, 2.5, "ten", [], [0], [1, 2.5], True, None, {})],
-    "layer_pooling": [("sum", "mean, max")],
+    "layer_pooling": [("sum", "mean, max, learned"), (None, "mean")],
     "final_norm": [("layer", "rms, learned, last, none"), (None, "rms")],
     "fusion": [("add", "replace")],
     "projection": [("deep", "linear, mlp")],
@@ -72,7 +76,12 @@ IMPOSSIBLE = {
     "projection_learning_rate": [(0, "above 0"), ("", "above 0")],
     "train_split": [("test", "train, validation")],
     "max_train_texts": [(1, "at least 2"), ("all", "null")],
+    "states_dir": [("", "null"), (7, "null")],
+    "states_gigabytes": [(0, "above 0"), (-1, "above 0"), ("all", "null"), (True, "above 0")],
+    "stream_blocks": [(bad, "true or false") for bad in (1, "yes", None)],
 }
+# Where states are kept, and how Gemma is held in memory, makes no other result.
+HOW = {"states_dir", "states_gigabytes", "stream_blocks"}
 
 
 def cases(table):
@@ -145,9 +154,23 @@ def test_an_unknown_key_like_no_other_is_told_with_all_known_ones(wrong):
     assert ", ".join(KEYS) in str(caught.value)
 
 
+def test_a_path_may_stand_for_the_folder_of_states(tmp_path):
+    assert make_experiment({"states_dir": tmp_path}).states_dir == str(tmp_path)
+
+
+def test_learned_pooling_is_refused_where_nothing_is_trained():
+    with pytest.raises(InputError, match="my.yaml: layer_pooling is 'learned', but gemma_only"):
+        make_experiment({"kind": "gemma_only", "layer_pooling": "learned"}, where="my.yaml")
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "roberta_only"])
+def test_learned_pooling_is_taken_by_every_other_kind(kind):
+    assert make_experiment({"kind": kind, "layer_pooling": "learned"}).kind == kind
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_of_the_project_loads_by_its_name(name):
-    assert load_experiment(name) == load_experiment(CONFIG_FOLDER / f"{name}.yaml")
+    assert load_sweep(name) == load_sweep(CONFIG_FOLDER / f"{name}.yaml")
 
 
 def test_quickstart_is_among_the_configs():
@@ -284,7 +307,7 @@ def test_a_block_named_twice_is_told(llm_layers):
     ],
 )
 def test_the_determining_keys_leave_out_what_the_kind_ignores(kind, ignored):
-    assert set(KEYS) - set(make_experiment({"kind": kind}).determining()) == ignored
+    assert set(KEYS) - set(make_experiment({"kind": kind}).determining()) == ignored | HOW
 
 
 def test_without_epochs_no_key_of_training_determines_the_result():

@@ -3,6 +3,7 @@ import pytest
 
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.embedder import build_embedder
+from embedder_helpers.gemma import Depth
 from embedder_helpers.presets import find_presets
 
 KINDS = ("hybrid", "gemma_only", "roberta_only")
@@ -35,7 +36,7 @@ def test_neither_order_nor_company_changes_an_embedding(tiny_embedders, kind):
 def test_neither_batch_size_nor_padding_changes_an_embedding(tiny_embedders, kind, monkeypatch):
     together = tiny_embedders[kind].encode(TEXTS)
     monkeypatch.setattr("embedder_helpers.gemma.CPU_TOKENS", 64)
-    monkeypatch.setattr("embedder_helpers.embedder.ROBERTA_TOKENS", 64)
+    monkeypatch.setattr("embedder_helpers.embedder.EMBEDDING_TOKENS", 64)
     monkeypatch.setattr("embedder_helpers.tokens.BUCKETS", (64, 128))
     np.testing.assert_allclose(tiny_embedders[kind].encode(TEXTS), together, atol=1e-4)
 
@@ -60,11 +61,80 @@ def test_one_text_is_not_taken_for_a_list_of_letters(tiny_embedders):
         tiny_embedders["roberta_only"].encode("Fine.")
 
 
-def test_texts_over_the_limit_are_cut_and_counted():
+def test_texts_over_the_limit_are_cut_and_told():
     embedder = build_embedder(Experiment(kind="roberta_only", max_tokens=12))
     long = "A very long sentence that goes on and on, far beyond the limit that was set. " * 5
-    embedder.encode([long, "Short."])
-    assert embedder.truncated == 1
+    ids, truncated = embedder.tokenise([long, "Short."])
+    assert truncated.tolist() == [True, False]
+    assert ids.lengths[0] == 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encode_is_tokenise_then_inputs_then_embed(tiny_embedders, kind):
+    embedder = tiny_embedders[kind]
+    ids, _ = embedder.tokenise(TEXTS)
+    found = embedder.embed(embedder.inputs(ids))
+    np.testing.assert_array_equal(found, embedder.encode(TEXTS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_encoded_a_chunk_at_a_time_are_those_encoded_at_once(
+    tiny_embedders, kind, monkeypatch
+):
+    at_once = tiny_embedders[kind].encode(TEXTS)
+    monkeypatch.setattr("embedder_helpers.embedder.CHUNK", 2)
+    np.testing.assert_allclose(tiny_embedders[kind].encode(TEXTS), at_once, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "gemma_only"])
+def test_gemmas_states_are_the_models_inputs_in_float16(tiny_embedders, kind):
+    ids, _ = tiny_embedders[kind].tokenise(TEXTS)
+    states = tiny_embedders[kind].inputs(ids)
+    assert states.values.shape == (ids.lengths.sum(), 64) and states.values.dtype == "float16"
+
+
+def test_the_inputs_of_roberta_alone_are_the_token_ids(tiny_embedders):
+    ids, _ = tiny_embedders["roberta_only"].tokenise(TEXTS)
+    assert tiny_embedders["roberta_only"].inputs(ids) is ids
+
+
+@pytest.mark.parametrize("layer_pooling", ["mean", "max"])
+def test_gemma_alone_pools_several_cutoffs_behind_their_norms(layer_pooling):
+    embedder = build_embedder(
+        Experiment(kind="gemma_only", llm_layers=(4, 1, 3), layer_pooling=layer_pooling)
+    )
+    ids, _ = embedder.tokenise(TEXTS[:2])
+    norms = [embedder.gemma.states(ids, [Depth(cutoff, "rms")]) for cutoff in (1, 3, 4)]
+    pooled = getattr(np.stack([states.values.astype("float32") for states in norms]), layer_pooling)
+    expected = [text.mean(0) for text in np.split(pooled(0), ids.lengths.cumsum()[:-1])]
+    np.testing.assert_allclose(embedder.encode(TEXTS[:2]), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def pooled_hybrids():
+    """Embeddings of untrained hybrids on three cutoffs, by how these are pooled."""
+    return {
+        layer_pooling: build_embedder(
+            Experiment(llm_layers=(1, 3, 4), layer_pooling=layer_pooling)
+        ).encode(TEXTS[:2])
+        for layer_pooling in ("mean", "max", "learned")
+    }
+
+
+@pytest.mark.parametrize("layer_pooling", ["mean", "max", "learned"])
+def test_a_hybrid_takes_several_cutoffs(pooled_hybrids, layer_pooling):
+    embeddings = pooled_hybrids[layer_pooling]
+    assert embeddings.shape == (2, 64) and np.isfinite(embeddings).all()
+
+
+def test_a_hybrid_with_learned_pooling_starts_as_the_one_with_the_mean(pooled_hybrids):
+    np.testing.assert_allclose(pooled_hybrids["learned"], pooled_hybrids["mean"], atol=1e-4)
+    assert abs(pooled_hybrids["max"] - pooled_hybrids["mean"]).max() > 1e-2
+
+
+def test_raw_and_normed_states_are_pooled_together():
+    asked = Experiment(kind="gemma_only", llm_layers=(17, 18), final_norm="last")
+    assert np.isfinite(build_embedder(asked).encode(TEXTS[:1])).all()
 
 
 def test_a_seed_makes_the_same_projection_again():

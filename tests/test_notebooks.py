@@ -24,10 +24,10 @@ def outputs(path):
     return [output for cell in cells for output in cell.get("outputs", [])]
 
 
-def execute(tmp_path, **parameters):
+def execute(tmp_path, notebook=NOTEBOOKS[0], **parameters):
     executed = tmp_path / "executed.ipynb"
     papermill.execute_notebook(
-        NOTEBOOKS[0],
+        notebook,
         executed,
         parameters={"OUT": str(tmp_path / "out"), **parameters},
         progress_bar=False,
@@ -38,7 +38,8 @@ def execute(tmp_path, **parameters):
 
 @pytest.mark.notebook
 def test_train_and_score_runs_on_the_built_in_default(tmp_path):
-    executed = execute(tmp_path, LLM_LAYERS=-15, OVERRIDES={"epochs": 1})
+    overrides = {"epochs": 1, "states_dir": str(tmp_path / "states")}
+    executed = execute(tmp_path, LLM_LAYERS=-15, OVERRIDES=overrides)
     printed = "".join(one.text for one in outputs(executed) if one.output_type == "stream")
     assert "| hybrid [1-4]     | 4      | -15          |" in printed
     assert "the machinery, not the method" in printed
@@ -54,3 +55,32 @@ def test_a_mistake_in_the_first_cell_is_told_before_anything_is_computed(tmp_pat
     with pytest.raises(papermill.PapermillExecutionError, match="llm_layers is 2.5, but must be"):
         execute(tmp_path, LLM_LAYERS=2.5)
     assert not (tmp_path / "out").exists()
+
+
+SWEEP = """
+epochs: 1
+max_train_texts: 32
+experiments:
+  - {kind: roberta_only, epochs: 0}
+  - kind: gemma_only
+    each: {llm_layers: [1, 2, 3]}
+  - {kind: hybrid, llm_layers: 2}
+"""
+
+
+@pytest.mark.notebook
+def test_the_layer_sweep_leaves_its_table_and_curves(tmp_path):
+    config = tmp_path / "small.yaml"
+    config.write_text(SWEEP)
+    states = str(tmp_path / "states")
+    executed = execute(tmp_path, NOTEBOOKS[1], CONFIG=str(config), STATES_DIR=states)
+    printed = "".join(one.text for one in outputs(executed) if one.output_type == "stream")
+    assert "3 cutoffs (1 … 3)" in printed and "GB of states" in printed
+    assert "| Gemma only [1-3]        | -16          |" in printed
+    images = [one for one in outputs(executed) if "image/png" in one.get("data", {})]
+    assert len(images) == 1
+    assert {path.name for path in (tmp_path / "out").glob("*.[pc]*")} == {
+        "layers.png",
+        "results.csv",
+        "scores.png",
+    }

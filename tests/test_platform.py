@@ -7,6 +7,7 @@ import pytest
 
 from embedder_helpers import platform
 from embedder_helpers.config import InputError
+from embedder_helpers.platform import states_folder  # before it is replaced for the tests
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,71 @@ def test_results_go_where_the_platform_keeps_them(monkeypatch, where, folder):
 def test_local_results_go_beside_the_package():
     package = platform.Path(platform.__file__).parent
     assert platform.results_folder() == package.resolve().parent / "results"
+
+
+@pytest.mark.parametrize(
+    ("where", "folder"), [("kaggle", "/kaggle/temp/states"), ("colab", "/content/states")]
+)
+def test_states_go_to_scratch_by_default(monkeypatch, where, folder):
+    monkeypatch.setattr(platform, "name", lambda: where)
+    assert states_folder().as_posix() == folder
+
+
+def test_local_states_go_beside_the_package():
+    package = platform.Path(platform.__file__).parent
+    assert states_folder() == package.resolve().parent / "states"
+
+
+@pytest.mark.parametrize(("device", "expected"), [("CPU, 2 cores", True), ("Tesla T4", False)])
+def test_a_cpu_is_known_by_its_name(monkeypatch, device, expected):
+    monkeypatch.setattr(platform, "devices", lambda: [device])
+    assert platform.on_cpu() == expected
+
+
+def test_a_part_moves_the_bar_of_the_whole_run_by_its_share():
+    with platform.whole_progress(100, "sweep") as bar, platform.progress(4, "part", work=20) as one:
+        one.update()
+        assert bar.n == pytest.approx(5)
+        one.update(3)
+        assert bar.n == pytest.approx(20)
+
+
+def test_parts_of_the_whole_run_follow_one_another():
+    with platform.whole_progress(100, "sweep") as bar:
+        for work in (20, 30):
+            with platform.progress(10, "part", work=work) as one:
+                one.update(10)
+        assert bar.n == pytest.approx(50)
+
+
+def test_a_part_never_moves_the_bar_of_the_whole_run_past_its_end():
+    with platform.whole_progress(100, "sweep") as bar:
+        for _ in range(2):
+            with platform.progress(2, "part", work=90) as one:
+                one.update(2)
+        assert bar.n < 100
+
+
+def test_a_part_never_moves_the_bar_of_the_whole_run_backwards():
+    with platform.whole_progress(100, "sweep") as bar:
+        bar.update(99.9)
+        with platform.progress(2, "part", work=0.1) as one:
+            one.update(1)
+        assert bar.n >= 99.9
+
+
+def test_behind_the_whole_run_a_part_has_a_bar_of_its_own_again():
+    with pytest.raises(KeyError), platform.whole_progress(100, "sweep"):
+        raise KeyError
+    with platform.progress(4, "part", work=20) as one:
+        one.update(3)
+        assert (one.n, one.total) == (3, 4)
+
+
+def test_a_line_is_said_on_standard_output(capsys):
+    with platform.whole_progress(100, "sweep"):
+        platform.say("one line")
+    assert "one line\n" in capsys.readouterr().out
 
 
 def test_versions_name_python_and_every_package():

@@ -1,6 +1,9 @@
+import csv
 import dataclasses
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from embedder_helpers import report
@@ -8,22 +11,26 @@ from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.run import Result, write_result
 
 
-def result(kind="hybrid", cutoffs=(10,), accuracy=0.75, **keys):
+TRAINED = ({"val_accuracy": 0.7}, {"val_accuracy": 0.9}, {"val_accuracy": 0.8})
+EMOTION = "EmotionClassification"
+
+
+def result(kind="hybrid", cutoffs=(10,), accuracy=0.75, task="weather", history=(), **keys):
     experiment = Experiment(kind=kind, **keys)
     scores = {"accuracy": accuracy, "f1": accuracy - 0.1}
     return Result(
         experiment=experiment.as_dict(),
-        task={"name": "weather", "notes": ["a note"]},
+        task={"name": task, "notes": ["a note"]},
         cutoffs=list(cutoffs),
         blocks=18 if cutoffs else None,
         scores=scores,
         experiments=[{"accuracy": accuracy + d, "f1": accuracy + d - 0.1} for d in (-0.02, 0.02)],
         head=None if kind == "gemma_only" else {"accuracy": 0.8, "f1": 0.7},
         floor={"accuracy": 0.5, "f1": 0.33},
-        history=[],
+        history=list(history),
         truncated=3,
         seconds={"total": 12.4},
-        versions={},
+        versions={"python": "3.12"},
         device=["CPU"],
         inputs={
             "task": "",
@@ -97,3 +104,182 @@ def test_results_are_read_back_from_a_folder(tmp_path):
 def test_a_folder_without_results_says_what_to_do(tmp_path):
     with pytest.raises(InputError, match="holds no results: run an experiment"):
         report.load_results(tmp_path)
+
+
+def test_the_long_table_tells_each_result_with_every_key_and_version():
+    (row,) = report.long_table([result(cutoffs=(4, 10), llm_layers=(4, -9))]).to_dict("records")
+    assert (row["llm_layers"], row["layer_number"]) == ("4+10", "-15+-9")
+    assert (row["accuracy"], row["head_f1"], row["floor_accuracy"]) == (0.75, 0.7, 0.5)
+    assert (row["task"], row["seed"], row["batch_size"]) == ("weather", 33, 32)
+    assert (row["seconds"], row["device"], row["python"]) == (12.4, "CPU", "3.12")
+    assert set(Experiment().as_dict()) <= set(row)
+
+
+def test_the_long_table_gives_the_best_epochs_accuracy_on_validation():
+    frame = report.long_table([result(history=TRAINED), result("gemma_only")])
+    assert frame["val_accuracy"][0] == 0.9
+    assert np.isnan(frame["val_accuracy"][1]) and frame["head_accuracy"].isna()[1]
+
+
+def test_the_csv_holds_all_results_of_its_folder(tmp_path):
+    for seed in (1, 2):
+        write_result(result(seed=seed, accuracy=0.7 + seed / 100), tmp_path / f"{seed}.json")
+        report.write_csv(tmp_path)
+    with (tmp_path / report.CSV).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["accuracy"]) for row in rows] == [("1", "0.71"), ("2", "0.72")]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_without_results_no_csv_is_written(tmp_path):
+    report.write_csv(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_layer_table_goes_from_roberta_over_gemma_to_the_hybrids_the_deepest_first():
+    results = [
+        result(cutoffs=(4,)),
+        result("gemma_only", (4,)),
+        result(cutoffs=(18,)),
+        result("roberta_only", (), history=TRAINED),
+        result("gemma_only", (18,)),
+        result(cutoffs=(10,)),
+    ]
+    frame = report.layer_table(results)
+    assert frame["embedder"].tolist() == [
+        "RoBERTa only",
+        "Gemma only [1-18]",
+        "Gemma only [1-4]",
+        "hybrid [1-18]",
+        "hybrid [1-10]",
+        "hybrid [1-4]",
+    ]
+    assert frame["layer number"].tolist() == ["-", "-1", "-15", "-1", "-9", "-15"]
+
+
+def test_the_layer_table_averages_over_seeds_and_counts_them():
+    seeds = [result(seed=seed, accuracy=0.7 + seed / 10) for seed in (0, 1, 2)]
+    frame = report.layer_table([*seeds, result("gemma_only")])
+    assert frame["seeds"].tolist() == [1, 3]
+    assert frame["weather accuracy"].tolist() == pytest.approx([0.75, 0.8])
+    assert frame["weather F1"].tolist() == pytest.approx([0.65, 0.7])
+
+
+def test_the_layer_table_of_one_seed_does_not_count_it():
+    assert "seeds" not in report.layer_table([result(), result("gemma_only")])
+
+
+def test_the_layer_table_puts_the_tasks_side_by_side():
+    results = [
+        result(accuracy=0.6, task="weather"),
+        result(accuracy=0.8, task=EMOTION, max_train_texts=100),
+        result("gemma_only", accuracy=0.5, task=EMOTION),
+    ]
+    frame = report.layer_table(results)
+    assert list(frame)[2:] == [
+        f"{EMOTION} accuracy",
+        f"{EMOTION} F1",
+        "weather accuracy",
+        "weather F1",
+    ]
+    gemma, hybrid = frame.to_dict("records")
+    assert (hybrid[f"{EMOTION} accuracy"], hybrid["weather accuracy"]) == (0.8, 0.6)
+    assert gemma[f"{EMOTION} accuracy"] == 0.5 and np.isnan(gemma["weather accuracy"])
+
+
+def test_the_layer_table_keeps_other_settings_apart_and_names_them():
+    frame = report.layer_table([result(pooling="mean"), result(pooling="max")])
+    assert frame["embedder"].tolist() == [
+        "hybrid [1-10], pooling mean",
+        "hybrid [1-10], pooling max",
+    ]
+
+
+def lines(panel):
+    """The lines of a panel by their labels: places and heights."""
+    return {
+        line.get_label(): (np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))
+        for line in panel.get_lines()
+    }
+
+
+SWEPT = [
+    *(result(cutoffs=(k,), accuracy=k / 20, seed=seed) for k in (1, 10, 18) for seed in (1, 2)),
+    result(cutoffs=(1,), accuracy=0.25, seed=3),
+    *(result("gemma_only", (k,), accuracy=k / 30) for k in (18, 5)),
+    result(cutoffs=(1, 18), accuracy=0.99),
+    result("roberta_only", (), 0.9, history=TRAINED),
+    result("roberta_only", (), 0.4, epochs=0),
+]
+
+
+def test_the_curves_stand_at_their_cutoffs_with_the_means_over_seeds(tmp_path):
+    figure = report.plot_layers(SWEPT, tmp_path / "layers.png")
+    found = lines(figure.axes[0])
+    places, heights = found["hybrid"]
+    assert places.tolist() == [1, 10, 18]
+    assert heights.tolist() == pytest.approx([(0.05 + 0.05 + 0.25) / 3, 0.5, 0.9])
+    places, heights = found["Gemma only"]
+    assert places.tolist() == [5, 18] and heights.tolist() == pytest.approx([5 / 30, 0.6])
+    assert (tmp_path / "layers.png").stat().st_size > 1000
+
+
+def test_the_curves_come_for_accuracy_and_for_f1():
+    accuracy, f1 = report.plot_layers(SWEPT).axes
+    _, heights = lines(accuracy)["Gemma only"]
+    np.testing.assert_allclose(lines(f1)["Gemma only"][1], heights - 0.1)
+
+
+def test_roberta_alone_and_the_floor_are_levels():
+    accuracy, f1 = (lines(panel) for panel in report.plot_layers(SWEPT).axes)
+    assert set(accuracy["RoBERTa only"][1]) == {0.9}
+    assert set(accuracy["RoBERTa only, untrained"][1]) == {0.4}
+    assert set(accuracy["floor: the commonest label"][1]) == {0.5}
+    assert set(f1["floor: the commonest label"][1]) == {0.33}
+
+
+@pytest.mark.parametrize("task", [EMOTION, "AmazonCounterfactualClassification"])
+def test_the_original_studys_curve_stands_beside_ours_on_its_tasks(task):
+    panels = report.plot_layers([result(task=task)]).axes
+    rows = pd.read_csv(report.ORIGINAL).query("task == @task")
+    hybrid = rows[rows["kind"] == "hybrid"]
+    assert len(hybrid) > 2
+    for panel, metric in zip(panels, ("accuracy", "f1"), strict=True):
+        (curve,) = [label for label in lines(panel) if "hybrid" in label and "original" in label]
+        places, heights = lines(panel)[curve]
+        assert dict(zip(places, heights, strict=True)) == dict(
+            zip(hybrid["llm_layers"], hybrid[metric], strict=True)
+        )
+        level = rows.loc[rows["kind"] == "roberta_only", metric].item()
+        assert set(lines(panel)["original study: RoBERTa only"][1]) == {level}
+
+
+def test_another_task_has_no_published_curve():
+    for panel in report.plot_layers([result()]).axes:
+        assert not any("original" in label for label in lines(panel))
+
+
+def test_each_task_has_a_row_of_panels():
+    figure = report.plot_layers([result(), result(task=EMOTION)])
+    titles = [panel.get_title(loc="left") for panel in figure.axes]
+    assert titles == [f"{EMOTION}: accuracy", "macro F1", "weather: accuracy", "macro F1"]
+
+
+def test_publishing_a_single_cutoff_leaves_its_table_and_figure(tmp_path, capsys):
+    report.publish([result(), result("gemma_only"), result("roberta_only", ())], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {report.TABLE, report.FIGURE}
+    assert (tmp_path / report.TABLE).read_text() in capsys.readouterr().out
+
+
+def test_publishing_many_cutoffs_adds_the_layer_table_and_its_figure(tmp_path, capsys):
+    results = [result(cutoffs=(cutoff,)) for cutoff in (1, 10, 18)]
+    report.publish(results, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        report.TABLE,
+        report.FIGURE,
+        report.LAYERS,
+    }
+    text = (tmp_path / report.TABLE).read_text()
+    assert text.startswith(report.as_markdown(report.layer_table(results)))
+    assert text.endswith(report.as_text(results))
+    assert text in capsys.readouterr().out

@@ -10,9 +10,11 @@ from hypothesis.extra.numpy import arrays
 
 from embedder_helpers.tokens import (
     BUCKETS,
+    Stacked,
     bucket,
     end_to_end,
     inference_batches,
+    stacked,
     tokenise,
     training_batches,
 )
@@ -121,6 +123,57 @@ def test_padded_states_keep_width_and_type():
     values, mask = states.padded([0, 1], length=8, texts=2)
     assert (values.shape, values.dtype) == ((2, 8, 5), np.float16)
     assert mask.sum() == 3 and (values.sum((1, 2)) == [5, 10]).all()
+
+
+OF_TEXTS = [1, 3, 2]
+
+
+def layers_of(count, types=("float16",)):
+    """The states of three texts behind some cutoffs; each value tells cutoff, token and column."""
+    tokens, columns = np.arange(6)[:, None], np.arange(2)
+    return [
+        end_to_end(
+            (100 * layer + 10 * tokens + columns).astype(types[layer % len(types)]), OF_TEXTS
+        )
+        for layer in range(count)
+    ]
+
+
+def test_one_cutoffs_states_stay_as_they_are():
+    (layer,) = layers_of(1)
+    assert stacked([layer]) is layer
+
+
+def test_several_cutoffs_are_stacked_in_the_order_given():
+    layers = layers_of(2)
+    both = stacked(layers[::-1])
+    assert isinstance(both, Stacked)
+    assert both.layers == (layers[1], layers[0])
+
+
+def test_stacked_states_are_as_many_and_as_long_as_the_texts():
+    both = stacked(layers_of(2))
+    assert len(both) == 3 and both.lengths.tolist() == OF_TEXTS
+
+
+def test_a_stacked_selection_selects_from_each_cutoff():
+    layers = layers_of(2)
+    chosen = stacked(layers).select([2, 0])
+    for found, layer in zip(chosen.layers, layers, strict=True):
+        assert words(found) == words(layer.select([2, 0]))
+
+
+def test_stacked_values_stand_by_text_token_cutoff_and_column():
+    values, mask = stacked(layers_of(2)).padded([2, 1], length=4, texts=3)
+    assert (values.shape, values.dtype) == ((3, 4, 2, 2), np.float16)
+    assert values[0, 1].tolist() == [[50, 51], [150, 151]]
+    assert not values[0, 2:].any() and not values[2].any()
+    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_raw_and_normed_states_are_stacked_in_the_wider_type():
+    values, _ = stacked(layers_of(2, ("float16", "float32"))).padded([0], length=1, texts=1)
+    assert values.dtype == np.float32
 
 
 @settings(deadline=None)

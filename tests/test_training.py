@@ -2,9 +2,12 @@ import keras
 import numpy as np
 import pytest
 
+from embedder_helpers import platform
 from embedder_helpers.config import Experiment, InputError
-from embedder_helpers.tokens import bucket, end_to_end
-from embedder_helpers.training import Batches, TwoRateAdamW, add_head, fit
+from embedder_helpers.pooling import LayerPooling
+from embedder_helpers.projection import build_projection
+from embedder_helpers.tokens import Stacked, bucket, end_to_end
+from embedder_helpers.training import Batches, Progress, TwoRateAdamW, add_head, fit
 
 LENGTHS = [5, 30, 7, 31, 6, 60, 8, 29, 5, 12]
 
@@ -46,6 +49,17 @@ def test_batches_hold_every_text_once_and_pad_to_the_bucket():
         inputs, rows = batches[i]
         assert inputs["inputs"].shape[1] == bucket(max(LENGTHS[row] for row in rows))
         assert inputs["mask"].sum(1).tolist() == [LENGTHS[row] for row in rows]
+
+
+def test_batches_of_several_cutoffs_have_an_axis_for_them():
+    layers = ragged_states(LENGTHS, seed=0), ragged_states(LENGTHS, seed=1)
+    batches = Batches(Stacked(layers), np.arange(len(LENGTHS)), Experiment(batch_size=3))
+    inputs, rows = batches[0]
+    length = bucket(max(LENGTHS[row] for row in rows))
+    assert inputs["inputs"].shape == (3, length, 2, 4) and inputs["mask"].shape == (3, length)
+    for cutoff, layer in enumerate(layers):
+        found = inputs["inputs"][0, : LENGTHS[rows[0]], cutoff]
+        np.testing.assert_array_equal(found, layer.text(rows[0]))
 
 
 def test_batches_are_shuffled_each_epoch_and_repeat_with_the_seed():
@@ -92,25 +106,62 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_the_cause():
         fit(classifier, (states, labels), separable(24, 2), Experiment(epochs=2))
 
 
-def test_new_layers_learn_at_their_own_rate():
-    pretrained = keras.Variable(np.zeros(1), name="kernel", dtype="float32")
-    with keras.name_scope("head"):
-        new = keras.Variable(np.zeros(1), name="kernel", dtype="float32")
-    optimizer = TwoRateAdamW(1e-3, new_rate=20)
-    gradient = keras.ops.ones(1)
-    optimizer.apply([gradient, gradient], [pretrained, new])
-    # Adam's first step is the rate itself, whatever the gradient.
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(pretrained.value), -1e-3, rtol=1e-4)
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(new.value), -2e-2, rtol=1e-4)
+def first_step(variable):
+    """How far one step at 0.001 moves a variable that new layers would move 20 times as far.
+
+    Adam's first step is the rate itself, whatever the gradient.
+    """
+    before = keras.ops.convert_to_numpy(variable.value)
+    TwoRateAdamW(1e-3, new_rate=20).apply([keras.ops.ones(variable.shape)], [variable])
+    return (before - keras.ops.convert_to_numpy(variable.value)).mean()
 
 
-def trained(seed, epochs=4):
+def test_a_pretrained_layer_learns_at_the_rate_itself():
+    layer = keras.layers.Dense(3, name="encoder")
+    layer.build((None, 2))
+    assert first_step(layer.bias) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_head_learns_at_the_rate_of_new_layers():
+    head = add_head(mean_model(), 2).get_layer("head")
+    assert first_step(head.bias) == pytest.approx(2e-2, rel=1e-3)
+
+
+def test_the_projection_learns_at_the_rate_of_new_layers():
+    projection = build_projection("linear", 4, 4)
+    assert first_step(projection.layers[0].bias) == pytest.approx(2e-2, rel=1e-3)
+
+
+def test_learned_weights_of_cutoffs_learn_at_the_rate_of_new_layers():
+    layer = LayerPooling("learned", name="layer_pooling")
+    layer.build((None, None, 3, 4))
+    assert first_step(layer.logits) == pytest.approx(2e-2, rel=1e-3)
+
+
+def test_rates_are_told_apart_within_one_model():
+    classifier = add_head(mean_model(), 2)
+    biases = [classifier.get_layer(name).bias for name in ("encoder", "head")]
+    TwoRateAdamW(1e-3, new_rate=20).apply([keras.ops.ones(one.shape) for one in biases], biases)
+    pretrained, new = (keras.ops.convert_to_numpy(one.value) for one in biases)
+    np.testing.assert_allclose(pretrained, -1e-3, rtol=1e-3)
+    np.testing.assert_allclose(new, -2e-2, rtol=1e-3)
+
+
+def test_an_epoch_is_told_in_one_line_above_the_bar(capsys):
+    progress = Progress(None)
+    progress.set_params({"epochs": 3})
+    progress.on_epoch_end(1, {"loss": 0.25, "val_accuracy": 0.9})
+    told = capsys.readouterr().out
+    assert told == "  epoch 2 of 3: loss 0.250, val_accuracy 0.900\n"
+
+
+def trained(seed, epochs=4, work=0.0):
     keras.utils.set_random_seed(seed)
     classifier = add_head(mean_model(), 2)
     experiment = Experiment(
         epochs=epochs, batch_size=8, learning_rate=0.01, projection_learning_rate=0.02, seed=seed
     )
-    history = fit(classifier, separable(64, 1), separable(24, 2), experiment)
+    history = fit(classifier, separable(64, 1), separable(24, 2), experiment, work)
     return classifier, history
 
 
@@ -118,6 +169,21 @@ def test_training_learns_what_can_be_learned():
     _, history = trained(seed=1)
     assert len(history) == 4
     assert history[-1]["val_accuracy"] > 0.9
+
+
+def test_training_tells_each_epoch_once(capsys):
+    _, history = trained(seed=1, epochs=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "epoch" in line]
+    assert len(lines) == 2
+    for number, (line, epoch) in enumerate(zip(lines, history, strict=True), 1):
+        assert line.startswith(f"  epoch {number} of 2: ")
+        assert f"val_accuracy {epoch['val_accuracy']:.3f}" in line
+
+
+def test_training_moves_the_bar_of_the_whole_run_by_its_work():
+    with platform.whole_progress(100, "sweep") as bar:
+        trained(seed=1, epochs=2, work=30)
+        assert bar.n == pytest.approx(30)
 
 
 def test_a_seed_repeats_a_training():

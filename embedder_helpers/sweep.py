@@ -1,0 +1,202 @@
+"""Many experiments in one run: planned together, Gemma walked once for all, each result kept.
+
+What is finished is read, what fails is told and the rest goes on; a sweep that was killed goes on
+where it stopped.
+"""
+
+import contextlib
+import gc
+import itertools
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from embedder_helpers import platform, report
+from embedder_helpers.config import (
+    TASK_KEYS,
+    Experiment,
+    InputError,
+    find_config,
+    make_experiment,
+    read_config,
+)
+from embedder_helpers.run import Plan, Result, plan, read_result, run, write_result
+from embedder_helpers.tasks import Task
+
+if TYPE_CHECKING:  # brings in Keras, seconds that a mistake should not wait for
+    from embedder_helpers.states import Store
+    from embedder_helpers.waves import Wave
+
+
+def load_sweep(config: str | Path, **overrides: Any) -> list[Experiment]:
+    """The experiments of a config file, which may hold one or many.
+
+    Keys at the top hold for all; `experiments` lists keys that differ; and in either place `each`
+    gives a list of values for a key, of which every combination is an experiment. A value there
+    that is a mapping sets several keys at once.
+
+    Args:
+        config: the path of a YAML file, or the name of one in `configs/`.
+        overrides: keys to set in every experiment; None keeps the file's.
+
+    Raises:
+        InputError: no such file, an unknown key, a value that is not allowed.
+    """
+    values = read_config(find_config(config))
+    changed = {name: value for name, value in overrides.items() if value is not None}
+    blocks = values.pop("experiments", [{}])
+    if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+        raise InputError(f"{config}: experiments must be a list of `key: value` lines")
+    found = [
+        make_experiment({**one, **changed}, where=str(config))
+        for block in blocks
+        for outer in _combinations(values, str(config))
+        for one in _combinations({**outer, **block}, str(config))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _combinations(values: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    """Every combination of the values that `each` lists, with the other keys."""
+    fixed = {name: value for name, value in values.items() if name != "each"}
+    each = values.get("each", {})
+    if not isinstance(each, dict) or not all(isinstance(axis, list) for axis in each.values()):
+        raise InputError(f"{where}: each must hold `key: [value, …]` lines, such as seed: [33, 34]")
+    axes = [[_setting(name, value) for value in axis] for name, axis in each.items()]
+    for chosen in itertools.product(*axes):
+        combination = dict(fixed)
+        for setting in chosen:
+            combination |= setting
+        yield combination
+
+
+def _setting(name: str, value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {name: value}
+
+
+# What an experiment takes beside its passes, in operations that would take as long on a CPU.
+SCORING_WORK = 5e10
+TRAINING_WORK = 1e12  # most of it is spent on building the training graph
+
+
+class Swept(NamedTuple):
+    """The results of a sweep, and for each experiment that failed the reason."""
+
+    results: list[Result]
+    failed: dict[str, str]
+
+
+def sweep(experiments: Sequence[Experiment], out: str | Path = "results") -> Swept:
+    """Runs experiments; what is finished is read, what fails is told and the rest goes on.
+
+    Gemma is walked first, once for all experiments that read it; then each is trained and scored,
+    and its result kept. `results.csv` in the folder is a table of all results there.
+
+    Args:
+        experiments: what to run; all are checked before the first one starts.
+        out: the folder for the result files.
+
+    Raises:
+        InputError: an input that cannot be used; or no experiment could be finished.
+    """
+    folder = platform.writable_folder(out)
+    plans = _plans(experiments, folder)
+    todo = [one for one in plans if read_result(one.path) is None]
+    print(f"{len(plans)} experiments, {len(plans) - len(todo)} of them found in {folder}")
+    for note in dict.fromkeys(
+        f"{one.task.name}: {note}" for one in todo for note in one.task.notes
+    ):
+        print(f"  note: {note}")
+    failed = _run_all(todo) if todo else {}
+    report.write_csv(folder)
+    results = [result for one in plans if (result := read_result(one.path))]
+    if failed and not results:
+        raise InputError(next(iter(failed.values())))
+    return Swept(results, failed)
+
+
+def _plans(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
+    """A plan for each different result; each task is loaded once."""
+    tasks: dict[tuple, Task] = {}
+    plans = {}
+    for experiment in experiments:
+        same = tuple(getattr(experiment, name) for name in TASK_KEYS)
+        one = plan(experiment, folder, tasks.get(same))
+        tasks[same] = one.task
+        plans.setdefault(one.path, one)
+    return list(plans.values())
+
+
+def _run_all(todo: Sequence[Plan]) -> dict[str, str]:
+    """Runs plans, wave by wave; gives the reasons of those that failed."""
+    from embedder_helpers.waves import plan_waves
+
+    failed: dict[str, str] = {}
+    waves = plan_waves(todo)
+    for wave in waves:
+        if wave.wanted:
+            print(wave.describe())
+    work = [_walk_work(wave) + sum(map(_plan_work, wave.plans)) for wave in waves]
+    done = 0.0
+    with platform.whole_progress(sum(work), "sweep") as bar:
+        for wave in waves:
+            with _told(failed, wave.plans):
+                wave.fill()
+            done += _walk_work(wave)
+            for one in wave.plans:
+                bar.update(done - bar.n)
+                if one.path.stem not in failed:
+                    with _told(failed, [one]):
+                        _run_one(one, wave.store)
+                done += _plan_work(one)
+        bar.update(done - bar.n)
+    return failed
+
+
+def _run_one(one: Plan, store: "Store") -> None:
+    """Runs a plan and keeps its result; nothing of an earlier model is left in memory."""
+    import keras
+
+    keras.backend.clear_session()
+    gc.collect()
+    platform.say(f"{one.path.stem}")
+    result = run(one, store)
+    write_result(result, one.path)
+    report.write_csv(one.path.parent)
+    scores = f"accuracy {result.scores['accuracy']:.3f}, F1 {result.scores['f1']:.3f}"
+    platform.say(f"  {report.embedder_name(result)}: {scores} ({result.seconds['total']:.0f} s)")
+
+
+@contextlib.contextmanager
+def _told(failed: dict[str, str], plans: Sequence[Plan]) -> Iterator[None]:
+    """Notes plans as failed, instead of ending the sweep; a bug's traceback is kept beside them."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        for one in plans:
+            failed[one.path.stem] = reason
+            platform.say(f"  FAILED {one.path.stem}: {reason}")
+        if not isinstance(error, InputError):
+            plans[0].path.with_suffix(".traceback.txt").write_text(traceback.format_exc())
+
+
+def _walk_work(wave: "Wave") -> float:
+    """Operations, roughly, of a wave's walk, for the bar."""
+    if not wave.wanted:
+        return 0.0
+    deepest = max(depth.cutoff for depth in wave.wanted)
+    return platform.forward_work(wave.ids.lengths.sum(), deepest, wave.gemma.preset.width)
+
+
+def _plan_work(one: Plan) -> float:
+    """Operations, roughly, of a plan, for the bar: four letters a token, and the time to start."""
+    preset, epochs = one.presets.get("slm_preset"), one.experiment.epochs
+    if not preset:
+        return SCORING_WORK
+    passes = {"fit": 3 * epochs, "watched": epochs}  # a step costs three forward passes
+    letters = {part: sum(map(len, one.texts(part))) for part in one.rows}
+    tokens = sum(passes.get(part, 1) * count / 4 for part, count in letters.items())
+    start = TRAINING_WORK if epochs else SCORING_WORK
+    return start + platform.forward_work(tokens, preset.blocks, preset.width)
