@@ -6,6 +6,7 @@ sweep of which some experiments failed ends in 1.
 
 import argparse
 import sys
+from pathlib import Path
 
 from embedder_helpers.config import InputError, parse_override
 
@@ -59,7 +60,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from embedder_helpers.sweep import load_sweep, sweep
 
     overrides = dict(parse_override(setting) for setting in options.settings)
-    experiments = [one for config in options.configs for one in load_sweep(config, **overrides)]
+    experiments = [one for config in options.configs for one in load_sweep(config, overrides)]
     if options.baselines:
         experiments = [one for experiment in experiments for one in with_baselines(experiment)]
     results, failed = sweep(experiments, options.out)
@@ -81,11 +82,14 @@ def _states(options: argparse.Namespace) -> int:
     from embedder_helpers import platform
     from embedder_helpers.states import Store
 
+    if options.dir and not Path(options.dir).is_dir():
+        raise InputError(f"--dir: there is no folder {options.dir!r}")
     store = Store(options.dir or platform.states_folder())
     if options.clear is not None:
         print(f"{store.clear(options.clear or None) / 1e9:.2f} GB freed in {store.folder}")
     else:
-        print(store.listing().to_string(index=False))
+        found = store.listing()
+        print(found.to_string(index=False) if len(found) else f"no states in {store.folder}")
     return 0
 
 

@@ -118,16 +118,9 @@ def key(default: Any, rule: Rule, about: str) -> Any:
 
 KINDS = ("hybrid", "gemma_only", "roberta_only")
 
-TASK_KEYS = (
-    "task",
-    "task_data",
-    "text_column",
-    "label_column",
-    "samples_per_label",
-    "max_tokens",
-    "pooling",
-)
-GEMMA_KEYS = ("llm_preset", "llm_layers", "layer_pooling", "final_norm")
+DATA_KEYS = ("task", "task_data", "text_column", "label_column", "samples_per_label")
+TASK_KEYS = (*DATA_KEYS, "max_tokens", "pooling")
+GEMMA_KEYS = ("llm_preset", "llm_layers", "final_norm")
 PROJECTION_KEYS = ("fusion", "projection")
 ROBERTA_KEYS = ("slm_preset", "epochs")
 TRAINING_KEYS = (
@@ -246,6 +239,8 @@ class Experiment:
         names = ("kind", *TASK_KEYS)
         if self.kind != "roberta_only":
             names += GEMMA_KEYS
+            # One cutoff needs no pooling.
+            names += ("layer_pooling",) if _several(self.llm_layers) else ()
         if self.kind == "hybrid":
             names += PROJECTION_KEYS
         if self.kind != "gemma_only":
@@ -261,6 +256,10 @@ class Experiment:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
         }
+
+
+def _several(llm_layers: int | tuple[int, ...]) -> bool:
+    return isinstance(llm_layers, tuple) and len(llm_layers) > 1
 
 
 def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Experiment:

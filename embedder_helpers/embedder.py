@@ -111,7 +111,7 @@ class GemmaOnly(Embedder):
         inputs, states = _states_input(self.depths, preset.width, experiment.layer_pooling)
         mask = keras.Input((None,), dtype="int32", name="mask")
         pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
-        self.model = keras.Model({"inputs": inputs, "mask": mask}, pooled)
+        self.model = _model(inputs, mask, pooled)
 
         # === Config ===
         self.width = preset.width
@@ -142,15 +142,17 @@ class WithRoberta(Embedder):
             self.gemma = Gemma(llm_preset, experiment.stream_blocks)
             self.depths = depths(experiment, llm_preset.blocks)
             inputs, states = _states_input(self.depths, llm_preset.width, experiment.layer_pooling)
+            # Raw states, kept in float32, may be too large for float16.
             projection = build_projection(
-                experiment.projection, llm_preset.width, preset.width, dtype
+                experiment.projection,
+                llm_preset.width,
+                preset.width,
+                dtype if self.depths[0].dtype == "float16" else "float32",
             )
             embeddings = projection(states)
         mask = keras.Input((None,), dtype="int32", name="mask")
         states = ops.cast(encode_embeddings(roberta, embeddings, mask), "float32")
-        self.model = keras.Model(
-            {"inputs": inputs, "mask": mask}, pool(states, mask, experiment.pooling)
-        )
+        self.model = _model(inputs, mask, pool(states, mask, experiment.pooling))
 
         # === Config ===
         self.width, self.blocks = preset.width, preset.blocks
@@ -176,3 +178,12 @@ def _states_input(
     if len(depths) == 1:
         return inputs, inputs
     return inputs, LayerPooling(layer_pooling, name="layer_pooling")(inputs)
+
+
+def _model(
+    inputs: keras.KerasTensor, mask: keras.KerasTensor, embedding: keras.KerasTensor
+) -> keras.Model:
+    """A model that is not compiled by XLA: it would compile anew for every length and batch."""
+    model = keras.Model({"inputs": inputs, "mask": mask}, embedding)
+    model.jit_compile = False
+    return model

@@ -18,7 +18,7 @@ from keras import ops
 from embedder_helpers import platform
 from embedder_helpers.config import Experiment, InputError, cutoffs
 from embedder_helpers.presets import Preset, load_preset
-from embedder_helpers.streaming import block_reader
+from embedder_helpers.streaming import block_reader, check_streamable
 from embedder_helpers.tokens import (
     Ragged,
     Stacked,
@@ -69,6 +69,9 @@ class Gemma:
         preset: where it is.
         stream_blocks: keep one block at a time in memory, read from the preset's file.
 
+    Raises:
+        InputError: the preset cannot be loaded, or its blocks not one by one.
+
     Attributes:
         block_passes: texts that went through a block, summed over blocks, since it was made.
     """
@@ -78,6 +81,8 @@ class Gemma:
 
         self.preset = preset
         self.stream_blocks = stream_blocks
+        if stream_blocks:
+            check_streamable(preset)
         self.tokenizer = load_preset(keras_hub.models.Tokenizer, "llm_preset", preset)
         self.block_passes = 0
         self.unload()
@@ -124,13 +129,15 @@ class Gemma:
         with platform.progress(len(ids), f"Gemma, {deepest} blocks", work=work) as bar:
             # One batch at a time, or a chunk of them for each block that is streamed in.
             while chunk := list(itertools.islice(batches, self._chunk)):
-                pairs = [self._enter(ids, residual, *batch) for batch in chunk]
-                for block in range(first, deepest):
-                    function, weights = self._functions[block], self._weights(block)
-                    pairs = [(function(weights, *pair), pair[1]) for pair in pairs]
-                    for depth in (depth for depth in wanted if depth.cutoff == block + 1):
-                        for (rows, _, _), pair in zip(chunk, pairs, strict=True):
-                            yield depth, rows, self._kept(*pair, depth)
+                states, masks = self._enter(ids, residual, chunk)
+                for cutoff in range(first, deepest + 1):
+                    if cutoff > first:
+                        function, weights = self._functions[cutoff - 1], self._weights(cutoff - 1)
+                        for i, mask in enumerate(masks):
+                            states[i] = function(weights, states[i], mask)
+                    for depth in (depth for depth in wanted if depth.cutoff == cutoff):
+                        for (rows, _, _), one, mask in zip(chunk, states, masks, strict=True):
+                            yield depth, rows, self._kept(one, mask, depth)
                 texts = sum(len(rows) for rows, _, _ in chunk)
                 self.block_passes += texts * (deepest - first)
                 bar.update(texts)
@@ -142,7 +149,10 @@ class Gemma:
         gc.collect()  # Keras's models hold on to themselves
 
     def _load(self, deepest: int) -> None:
-        """The embedding table, the final norm, each block's function, and where its weights are."""
+        """The embedding table, the final norm, each block's function, and where its weights are.
+
+        The model itself is let go: its layers know each other and would stay in memory together.
+        """
         if self._loaded >= deepest:
             return
         import keras_hub
@@ -155,8 +165,10 @@ class Gemma:
             num_layers=min(PATTERN, self.preset.blocks) if self.stream_blocks else deepest,
             dtype="float32",
         )
-        self._embedding, self._learned_norm = backbone.token_embedding, backbone.layer_norm
         layers = backbone.transformer_layers
+        self._embedding = ops.convert_to_tensor(backbone.token_embedding.embeddings.value)
+        self._learned_norm = _alone(backbone.layer_norm, self.preset.width)
+        self._learned_norm.set_weights(backbone.layer_norm.get_weights())
         if self.stream_blocks:
             self._chunk, self._weights = STREAMED_BATCHES, block_reader(self.preset, layers[0])
         else:
@@ -164,24 +176,29 @@ class Gemma:
         kinds = [_block_function(layer) for layer in layers]
         self._functions = [kinds[block % len(kinds)] for block in range(deepest)]
         self._loaded = deepest
+        del backbone, layers
+        gc.collect()
 
     def _enter(
-        self, ids: Ragged, residual: Ragged | None, rows: np.ndarray, length: int, texts: int
-    ) -> tuple[Any, Any]:
-        """A padded batch before its first block: raw states `(texts, length, width)` and mask."""
-        tokens, mask = ids.padded(rows, length, texts)
-        if residual is None:
-            states = self._embedding(ops.convert_to_tensor(tokens))
-            states = states * ops.cast(ops.sqrt(self.preset.width), states.dtype)
-        else:
-            states = ops.convert_to_tensor(residual.padded(rows, length, texts)[0])
-        return states, ops.convert_to_tensor(mask)
+        self, ids: Ragged, residual: Ragged | None, chunk: Sequence[tuple[np.ndarray, int, int]]
+    ) -> tuple[list, list]:
+        """Padded batches before their first block: raw states `(texts, length, width)`, masks."""
+        states, masks = [], []
+        for rows, length, texts in chunk:
+            tokens, mask = ids.padded(rows, length, texts)
+            if residual is None:
+                embedded = ops.take(self._embedding, tokens, axis=0)
+                states.append(embedded * ops.cast(ops.sqrt(self.preset.width), embedded.dtype))
+            else:
+                states.append(ops.convert_to_tensor(residual.padded(rows, length, texts)[0]))
+            masks.append(ops.convert_to_tensor(mask))
+        return states, masks
 
     def _kept(self, states: Any, mask: Any, depth: Depth) -> np.ndarray:
         """The real tokens' states `(tokens, width)`, normed and checked."""
         if depth.norm == "learned":
             states = self._learned_norm(states)
-        kept, finite = _finish_function(depth)(states)
+        kept, finite = _finish_function(depth)(states, mask)
         if not bool(finite):
             raise InputError(
                 f"Gemma's states behind block {depth.cutoff} are not finite in {depth.dtype} "
@@ -207,10 +224,7 @@ def _block_function(block: keras.layers.Layer) -> Callable[[list, Any, Any], Any
 
 
 def _stateless(block: keras.layers.Layer) -> Callable[[list, Any, Any], Any]:
-    # A block of the model would keep the model in memory: it knows its neighbours.
-    alone = type(block).from_config(block.get_config())
-    alone.build((None, None, block.hidden_dim))
-    alone.trainable = False
+    alone = _alone(block, block.hidden_dim)
 
     def call(weights, states, mask):
         return alone.stateless_call([], weights, states, padding_mask=mask)[0]
@@ -218,14 +232,23 @@ def _stateless(block: keras.layers.Layer) -> Callable[[list, Any, Any], Any]:
     return call
 
 
-def _finish_function(depth: Depth) -> Callable[[Any], tuple[Any, Any]]:
-    """The function that norms and casts states, and tells whether all of them are finite."""
+def _alone(layer: keras.layers.Layer, width: int) -> keras.layers.Layer:
+    """A frozen layer of the same kind, part of no model and with weights of its own."""
+    alone = type(layer).from_config(layer.get_config())
+    alone.build((None, None, width))
+    alone.trainable = False
+    return alone
 
-    def finish(states):
+
+def _finish_function(depth: Depth) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """The function that norms and casts states, and tells whether the real ones are finite."""
+
+    def finish(states, mask):
         if depth.norm == "rms":
             states = states * ops.rsqrt(ops.mean(ops.square(states), -1, keepdims=True) + 1e-6)
         kept = ops.cast(states, depth.dtype)
-        return kept, ops.all(ops.isfinite(kept))
+        real = ops.expand_dims(ops.cast(mask, "bool"), -1)
+        return kept, ops.all(ops.logical_or(ops.isfinite(kept), ops.logical_not(real)))
 
     return _COMPILED.setdefault(f"finish {depth.norm}", _compile(finish))
 

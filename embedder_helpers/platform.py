@@ -142,7 +142,8 @@ class _Part:
 
     def update(self, units: int = 1) -> None:
         # An estimate: the bar reaches its end when the run does.
-        self.whole.update(min(units * self.unit_work, 0.99 * self.whole.total - self.whole.n))
+        room = 0.99 * self.whole.total - self.whole.n
+        self.whole.update(max(0, min(units * self.unit_work, room)))
 
 
 def say(line: str) -> None:

@@ -1,5 +1,7 @@
 """The report: results as a table and a figure that a person reads."""
 
+import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from embedder_helpers.run import Result, read_result
 # The table that the original study published (Gemma 2B and RoBERTa-base; one run each).
 ORIGINAL = Path(__file__).resolve().parent.parent / "results" / "reference" / "original_study.csv"
 KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
+STYLES = ("-", "--", "-.", ":")
 METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
 FIGURE = "scores.png"
 LAYERS = "layers.png"
@@ -168,7 +171,7 @@ def _layer_numbers(result: Result) -> list[int]:
 def write_csv(folder: str | Path) -> None:
     """Writes the long table of all results in a folder; whole or not at all."""
     if results := _results(folder):
-        part = Path(folder) / f"{CSV}.part"
+        part = Path(folder) / f"{CSV}.{os.getpid()}.part"
         long_table(results).to_csv(part, index=False)
         part.replace(Path(folder) / CSV)
 
@@ -179,15 +182,11 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
     Scores are protocol scores; those of several seeds are averaged, and `seeds` tells how many.
     RoBERTa alone comes first, then Gemma alone and the hybrids, the deepest cutoff first.
     """
-    apart = [key for key in _differing(results) if key not in ("seed", "task", "max_train_texts")]
+    apart = _apart(results)
     rows: dict[tuple, dict[tuple[str, str], list]] = {}
     for result in sorted(results, key=_from_the_top):
-        settings = [
-            f"{key} {value}" for key, value in _settings(result, apart).items() if value != "-"
-        ]
-        name = ", ".join([embedder_name(result), *settings])
-        numbers = _listed(_layer_numbers(result))
-        scores = rows.setdefault((name, numbers), {})
+        name = ", ".join([embedder_name(result), *_told(result, apart)])
+        scores = rows.setdefault((name, _listed(_layer_numbers(result))), {})
         for metric, words in (("accuracy", "accuracy"), ("f1", "F1")):
             cell = scores.setdefault((result.task["name"], words), [])
             cell.append(result.scores[metric])
@@ -205,6 +204,16 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
         ]
     )
     return frame if (frame["seeds"] > 1).any() else frame.drop(columns="seeds")
+
+
+def _apart(results: Sequence[Result]) -> list[str]:
+    """Keys, beside seed and task, that tell results of one embedder and task apart."""
+    return [key for key in _differing(results) if key not in ("seed", "task")]
+
+
+def _told(result: Result, keys: Sequence[str]) -> list[str]:
+    """These keys and their values, in words, where they determine the result."""
+    return [f"{key} {value}" for key, value in _settings(result, keys).items() if value != "-"]
 
 
 def _from_the_top(result: Result) -> tuple:
@@ -230,6 +239,7 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> An
 
     frame = long_table(results)
     frame["trained"] = [bool(result.history) for result in results]
+    frame["told"] = [", ".join(_told(result, _apart(results))) for result in results]
     tasks = sorted(frame["task"].unique())
     figure = Figure(figsize=(10, 3.6 * len(tasks) + 0.6), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False, sharex=True)
@@ -248,8 +258,11 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> An
     for panel in panels[-1]:
         panel.set_xlabel("cutoff: Gemma's blocks 1 … k")
         panel.xaxis.set_major_locator(MultipleLocator(2, offset=1))
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    found = [panel.get_legend_handles_labels() for panel in panels[:, 0]]
+    lines = {label: line for pair in found for line, label in zip(*pair, strict=True)}
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8
+    )
     if path:
         figure.savefig(path, dpi=150)
     return figure
@@ -259,17 +272,16 @@ def _curves(panel: Any, frame: pd.DataFrame, metric: str) -> None:
     """Our scores of one task: a line over cutoffs for each kind, a level for RoBERTa alone."""
     for kind, color in (("hybrid", "#c50"), ("gemma_only", "#136")):
         single = frame[(frame["kind"] == kind) & frame["llm_layers"].str.fullmatch(r"\d+")]
-        if len(single):
-            by_cutoff = single.groupby(single["llm_layers"].astype(int))[metric]
-            panel.plot(by_cutoff.mean(), "o-", ms=4, color=color, label=KIND_NAMES[kind])
-            panel.fill_between(
-                by_cutoff.min().index, by_cutoff.min(), by_cutoff.max(), color=color, alpha=0.15
-            )
+        for (told, group), style in zip(single.groupby("told"), itertools.cycle(STYLES)):
+            scores = group.groupby(group["llm_layers"].astype(int))[metric]
+            label = ", ".join(filter(None, [KIND_NAMES[kind], told]))
+            panel.plot(scores.mean(), style, marker="o", ms=4, color=color, label=label)
+            lowest, highest = scores.min(), scores.max()
+            panel.fill_between(lowest.index, lowest, highest, color=color, alpha=0.15)
     roberta = frame[frame["kind"] == "roberta_only"]
-    for trained, style, words in ((True, "-", ""), (False, "--", ", untrained")):
-        found = roberta.loc[roberta["trained"] == trained, metric]
-        if len(found):
-            panel.axhline(found.mean(), color="#383", ls=style, label=f"RoBERTa only{words}")
+    for (trained, told), group in roberta.groupby(["trained", "told"]):
+        label = ", ".join(filter(None, ["RoBERTa only", "" if trained else "untrained", told]))
+        panel.axhline(group[metric].mean(), color="#383", ls="-" if trained else "--", label=label)
     floor = "floor_accuracy" if metric == "accuracy" else "floor_f1"
     panel.axhline(frame[floor].iloc[0], color="#777", ls=":", label="floor: the commonest label")
 
@@ -343,7 +355,8 @@ def publish(results: Sequence[Result], out: str | Path) -> None:
     text = as_text(results)
     files = [folder / TABLE, folder / FIGURE]
     plot(results, folder / FIGURE)
-    if len({tuple(result.cutoffs) for result in results}) > 2:
+    (folder / LAYERS).unlink(missing_ok=True)  # of other results
+    if len({tuple(result.cutoffs) for result in results if result.cutoffs}) > 2:
         text = as_markdown(layer_table(results)) + "\n" + text
         plot_layers(results, folder / LAYERS)
         files.append(folder / LAYERS)
@@ -364,7 +377,9 @@ def load_results(folder: str | Path) -> list[Result]:
 
 
 def _results(folder: str | Path) -> list[Result]:
-    results = [result for path in Path(folder).glob("*.json") if (result := read_result(path))]
+    results = [
+        result for path in sorted(Path(folder).glob("*.json")) if (result := read_result(path))
+    ]
     return sorted(results, key=_place)
 
 

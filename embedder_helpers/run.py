@@ -223,6 +223,8 @@ def _embed(
         if inputs is None:
             inputs = embedder.inputs(ids)
         embeddings[start : start + CHUNK] = embedder.embed(inputs)
+    if embedder.gemma:
+        embedder.gemma.unload()
     row = {text: place for place, text in enumerate(different)}
     return embeddings[[row[text] for text in texts]]
 

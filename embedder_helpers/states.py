@@ -26,9 +26,11 @@ from embedder_helpers.gemma import Depth, Gemma
 from embedder_helpers.presets import Preset
 from embedder_helpers.tokens import Ragged, Stacked, stacked
 
-RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("tokens", "<u4"), ("checksum", "<u4")])
+RECORD = np.dtype(
+    [("key", "V16"), ("start", "<i8"), ("tokens", "<u4"), ("states", "<u4"), ("record", "<u4")]
+)  # the last two are checksums, of the states and of the record before it
 RESERVE = 2 * 10**9  # bytes of the disk that are left free
-FORMAT = 1  # of the files
+FORMAT = 1  # of the files and of what the walk computes; raised when either changes
 
 
 @dataclass(frozen=True)
@@ -54,35 +56,62 @@ class DepthFile:
         return self.width * np.dtype(self.dtype).itemsize
 
     def records(self) -> np.ndarray:
-        """The records, oldest first; a torn last one does not count."""
+        """The records, oldest first, up to the first that is not whole."""
         content = self.index.read_bytes() if self.index.exists() else b""
-        return np.frombuffer(content[: len(content) // RECORD.itemsize * RECORD.itemsize], RECORD)
+        records = np.frombuffer(
+            content[: len(content) // RECORD.itemsize * RECORD.itemsize], RECORD
+        )
+        broken = (row for row, one in enumerate(records) if _checksum(one) != one["record"])
+        return records[: next(broken, len(records))]
 
     def append(self, keys: Sequence[bytes], lengths: np.ndarray, values: np.ndarray) -> None:
         """Adds texts: their states `(tokens, width)` first, then their records in one write."""
         count, end = self._end()
         starts = end + np.cumsum(lengths) - lengths
         checksums = [zlib.crc32(text) for text in np.split(values, np.cumsum(lengths)[:-1])]
-        added = np.array(list(zip(keys, starts, lengths, checksums, strict=True)), RECORD)
+        fields = zip(keys, starts, lengths, checksums, [0] * len(keys), strict=True)
+        added = np.array(list(fields), RECORD)
+        added["record"] = [_checksum(one) for one in added]
         _write_at(self.path, end * self.token_bytes, values)
         _write_at(self.index, count * RECORD.itemsize, added)
 
     def _end(self) -> tuple[int, int]:
         """How many whole records there are, and the token where the last one's states end."""
-        count = self.index.stat().st_size // RECORD.itemsize if self.index.exists() else 0
+        count = _bytes(self.index) // RECORD.itemsize
         if not count:
             return 0, 0
         with self.index.open("rb") as file:
             file.seek((count - 1) * RECORD.itemsize)
             (last,) = np.frombuffer(file.read(RECORD.itemsize), RECORD)
+        if _checksum(last) != last["record"]:
+            records = self.records()
+            count, last = len(records), records[-1] if len(records) else np.zeros((), RECORD)
         return count, int(last["start"]) + int(last["tokens"])
+
+    def bytes_of(self, keys: set[bytes]) -> int:
+        """Bytes of the states of those of the texts that are there."""
+        tokens = {one["key"].tobytes(): int(one["tokens"]) for one in self.records()}
+        return sum(tokens.get(key, 0) for key in keys) * self.token_bytes
+
+    def keep_only(self, keys: set[bytes]) -> None:
+        """Writes the file anew with these texts alone; killed meanwhile, it is computed again."""
+        there = sorted(keys & {one["key"].tobytes() for one in self.records()})
+        states, whole = self.find(there)
+        part = DepthFile(self.path.with_name(f"part-{self.path.name}"), self.width, self.dtype)
+        _delete(part.path)
+        for row in np.flatnonzero(whole):
+            part.append([there[row]], states.lengths[row : row + 1], states.text(row))
+        _delete(self.path)
+        if part.path.exists():
+            part.path.replace(self.path)
+            part.index.replace(self.index)
 
     def find(self, keys: Sequence[bytes]) -> tuple[Ragged, np.ndarray]:
         """The states of texts, memory-mapped, and `(texts,)` whether each is there and whole."""
         records = self.records()
         newest = {record["key"].tobytes(): place for place, record in enumerate(records)}
         places = np.array([newest.get(key, -1) for key in keys], int)
-        tokens = self.path.stat().st_size // self.token_bytes if self.path.exists() else 0
+        tokens = _bytes(self.path) // self.token_bytes
         if not tokens or not len(records):
             nothing = np.zeros(len(keys), "int64")
             empty = Ragged(np.empty((0, self.width), self.dtype), nothing, nothing)
@@ -92,8 +121,12 @@ class DepthFile:
         found = Ragged(values, starts, lengths)
         whole = (places >= 0) & (starts + lengths <= tokens)
         for row in np.flatnonzero(whole):
-            whole[row] = zlib.crc32(found.text(row)) == records["checksum"][places[row]]
+            whole[row] = zlib.crc32(found.text(row)) == records["states"][places[row]]
         return found, whole
+
+
+def _checksum(record: np.void) -> int:
+    return zlib.crc32(record.tobytes()[:-4])
 
 
 def _write_at(path: Path, place: int, content: np.ndarray) -> None:
@@ -140,6 +173,11 @@ class Store:
         if (found := self.find(gemma.preset, ids, wanted)) is None:
             self.fill(gemma, ids, dict.fromkeys(wanted, np.ones(len(ids), bool)))
             found = self.find(gemma.preset, ids, wanted)
+        if found is None:
+            raise InputError(
+                f"another process deleted states of {gemma.preset.name} that this one had just "
+                "computed: raise states_gigabytes, or give each process a states_dir of its own"
+            )
         return found
 
     def fill(self, gemma: Gemma, ids: Ragged, wanted: Mapping[Depth, np.ndarray]) -> None:
@@ -157,32 +195,38 @@ class Store:
             InputError: they do not fit; a state is not finite.
         """
         keys = text_keys(ids)
+        wanted = {depth: _once(keys, mask) for depth, mask in wanted.items()}
+        try:
+            with self._locked(gemma.preset):
+                self._fill(gemma, ids, keys, wanted)
+        finally:
+            gemma.unload()
+
+    def _fill(
+        self, gemma: Gemma, ids: Ragged, keys: list[bytes], wanted: Mapping[Depth, np.ndarray]
+    ) -> None:
         files = {depth: self.file(gemma.preset, depth) for depth in wanted}
-        with self._locked(gemma.preset):
-            missing = {
-                depth: mask & ~files[depth].find(keys)[1] & ~_repeated(keys)
-                for depth, mask in wanted.items()
-            }
-            start = self._start(gemma.preset, keys, missing)
-            if start:
-                files[Depth(start[0], "none")] = self.file(gemma.preset, Depth(start[0], "none"))
-            tokens = {depth: int(ids.lengths @ mask) for depth, mask in missing.items()}
-            new = sum(count * files[depth].token_bytes for depth, count in tokens.items())
-            self._make_room(new, list(files.values()))
-            for rows, depths in _alike(missing):
-                begin = (start[0], start[1].select(rows)) if start else None
-                for depth, found, values in gemma.walk(ids.select(rows), depths, begin):
-                    texts = rows[found]
-                    files[depth].append([keys[text] for text in texts], ids.lengths[texts], values)
-        gemma.unload()
+        missing = {depth: mask & ~files[depth].find(keys)[1] for depth, mask in wanted.items()}
+        if not np.any(list(missing.values())):
+            return
+        start = self._start(gemma.preset, keys, missing)
+        used = {depth: {keys[row] for row in np.flatnonzero(wanted[depth])} for depth in files}
+        if start:
+            used[Depth(start[0], "none")] = set(keys)
+        self._make_room(gemma.preset, self.bytes_of(gemma.preset, ids, missing), used)
+        for rows, depths in sorted(_alike(missing), key=lambda group: -group[1][-1].cutoff):
+            begin = (start[0], start[1].select(rows)) if start else None
+            for depth, found, values in gemma.walk(ids.select(rows), depths, begin):
+                texts = rows[found]
+                files[depth].append([keys[text] for text in texts], ids.lengths[texts], values)
 
     def _start(
         self, preset: Preset, keys: Sequence[bytes], missing: Mapping[Depth, np.ndarray]
     ) -> tuple[int, Ragged] | None:
         """The deepest raw states from which all that is missing can be walked to."""
-        shallowest = min((depth.cutoff for depth, mask in missing.items() if mask.any()), default=0)
+        shallowest = min(depth.cutoff for depth, mask in missing.items() if mask.any())
         some = np.any(list(missing.values()), axis=0)
-        for cutoff in range(shallowest - 1, 0, -1):
+        for cutoff in range(shallowest, 0, -1):
             states, whole = self.file(preset, Depth(cutoff, "none")).find(keys)
             if whole[some].all():
                 return cutoff, states
@@ -190,7 +234,8 @@ class Store:
 
     def file(self, preset: Preset, depth: Depth) -> DepthFile:
         """Where a model's states at one depth are."""
-        content = f"{FORMAT} {preset.fingerprint}".encode()
+        software = platform.versions()["keras-hub"]
+        content = f"{FORMAT} {software} {preset.fingerprint}".encode()
         name = re.sub(r"\W+", "_", Path(preset.name).name)
         folder = self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
         path = folder / f"k{depth.cutoff:02d}-{depth.norm}.states"
@@ -206,7 +251,7 @@ class Store:
     def capacity(self) -> float:
         """Bytes that states can take in all, by the limit and by the disk."""
         free = shutil.disk_usage(self.folder).free - RESERVE
-        return min(self.limit, max(0, free) + sum(_bytes(path) for path in self._paths()))
+        return min(self.limit, max(0, free) + self._taken())
 
     def listing(self) -> pd.DataFrame:
         """A row per depth: model, cutoff, norm, texts, gigabytes, when it was last used."""
@@ -214,7 +259,7 @@ class Store:
         for path in self._paths():
             cutoff, norm = re.fullmatch(r"k(\d+)-(\w+)", path.stem).groups()
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-            texts = path.with_suffix(".index").stat().st_size // RECORD.itemsize
+            texts = _bytes(path.with_suffix(".index")) // RECORD.itemsize
             rows.append((path.parent.name, int(cutoff), norm, texts, _bytes(path) / 1e9, used))
         columns = ("model", "cutoff", "norm", "texts", "gigabytes", "last used")
         return pd.DataFrame(rows, columns=columns)
@@ -223,32 +268,46 @@ class Store:
         """Deletes the states of one model, as the listing names it, or all; gives the bytes."""
         paths = [path for path in self._paths() if model in (None, path.parent.name)]
         if model and not paths:
-            raise InputError(f"{self.folder} holds no states of {model!r}: see `states list`")
+            raise InputError(
+                f"{self.folder} holds no states of {model!r}: `python -m embedder_helpers states` "
+                "lists the names"
+            )
         return sum(_delete(path) for path in paths)
 
     def _paths(self) -> list[Path]:
         """Files of states, the longest unused first."""
-        paths = [
-            path for path in self.folder.glob("*/k*.states") if path.with_suffix(".index").exists()
-        ]
-        return sorted(paths, key=lambda path: path.stat().st_mtime)
+        found = []
+        for path in self.folder.glob("*/k*.states"):
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it just now
+                found.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(found)]
 
-    def _make_room(self, new: int, in_use: Sequence[DepthFile]) -> None:
-        """Deletes what was unused for longest until so many new bytes fit."""
-        kept = {file.path for file in in_use}
-        for path in [path for path in self._paths() if path not in kept]:
-            taken = sum(_bytes(path) for path in self._paths())
-            if taken + new <= self.capacity():
-                return
-            print(f"states: {path.parent.name} {path.stem} deleted to make room")
-            _delete(path)
-        taken = sum(_bytes(path) for path in self._paths())
-        if taken + new > self.capacity():
+    def _make_room(self, preset: Preset, new: int, used: Mapping[Depth, set[bytes]]) -> None:
+        """Deletes what was unused for longest until so many new bytes fit.
+
+        First depths that are not in use; then, in those that are, the texts that are not.
+        """
+        in_use = {self.file(preset, depth).path: (depth, keys) for depth, keys in used.items()}
+        kept = sum(self.file(preset, depth).bytes_of(keys) for depth, keys in used.items())
+        if kept + new > self.capacity():
             raise InputError(
-                f"states need {new / 1e9:.2f} GB more, but {self.folder} has room for "
-                f"{max(0, self.capacity() - taken) / 1e9:.2f} GB: set states_dir to a larger disk, "
-                "raise states_gigabytes, or lower max_train_texts"
+                f"states need {(kept + new) / 1e9:.2f} GB, but {self.folder} has room for "
+                f"{self.capacity() / 1e9:.2f} GB: set states_dir to a larger disk, raise "
+                "states_gigabytes, or lower max_train_texts"
             )
+        for path in sorted(self._paths(), key=in_use.__contains__):
+            if self._taken() + new <= self.capacity():
+                return
+            if path not in in_use:
+                platform.say(f"states: {path.parent.name} {path.stem} deleted to make room")
+                _delete(path)
+            else:
+                platform.say(f"states: other texts' {path.parent.name} {path.stem} deleted")
+                depth, keys = in_use[path]
+                self.file(preset, depth).keep_only(keys)
+
+    def _taken(self) -> int:
+        return sum(map(_bytes, self._paths()))
 
     @contextlib.contextmanager
     def _locked(self, preset: Preset) -> Iterator[None]:
@@ -259,7 +318,7 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            print(f"states: waiting for another process that computes them in {folder}")
+            platform.say(f"states: waiting for another process that computes them in {folder}")
             lock.acquire()
         try:
             yield
@@ -273,10 +332,13 @@ def text_keys(ids: Ragged) -> list[bytes]:
     return [hashlib.blake2b(text, digest_size=16).digest() for text in texts]
 
 
-def _repeated(keys: Sequence[bytes]) -> np.ndarray:
-    """Whether a key stood before: a text that is there twice is computed once."""
+def _once(keys: Sequence[bytes], mask: np.ndarray) -> np.ndarray:
+    """The mask, moved to the first row of each key: a text that is there twice is computed once."""
     first: dict[bytes, int] = {}
-    return np.array([first.setdefault(key, row) != row for row, key in enumerate(keys)], bool)
+    rows = np.array([first.setdefault(key, row) for row, key in enumerate(keys)], int)
+    found = np.zeros(len(keys), bool)
+    found[rows[mask]] = True
+    return found
 
 
 def _alike(missing: Mapping[Depth, np.ndarray]) -> Iterator[tuple[np.ndarray, list[Depth]]]:
@@ -288,7 +350,7 @@ def _alike(missing: Mapping[Depth, np.ndarray]) -> Iterator[tuple[np.ndarray, li
 
 
 def _bytes(path: Path) -> int:
-    return path.stat().st_size
+    return path.stat().st_size if path.exists() else 0
 
 
 def _delete(path: Path) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedder_helpers import platform, report
 from embedder_helpers.config import (
-    TASK_KEYS,
+    DATA_KEYS,
     Experiment,
     InputError,
     find_config,
@@ -28,8 +28,14 @@ if TYPE_CHECKING:  # brings in Keras, seconds that a mistake should not wait for
     from embedder_helpers.states import Store
     from embedder_helpers.waves import Wave
 
+# What an experiment takes beside its passes, in operations that would take as long on a CPU.
+SCORING_WORK = 5e10
+TRAINING_WORK = 1e12  # most of it is spent on building the training graph
 
-def load_sweep(config: str | Path, **overrides: Any) -> list[Experiment]:
+
+def load_sweep(
+    config: str | Path, settings: Mapping[str, Any] | None = None, **overrides: Any
+) -> list[Experiment]:
     """The experiments of a config file, which may hold one or many.
 
     Keys at the top hold for all; `experiments` lists keys that differ; and in either place `each`
@@ -38,13 +44,15 @@ def load_sweep(config: str | Path, **overrides: Any) -> list[Experiment]:
 
     Args:
         config: the path of a YAML file, or the name of one in `configs/`.
-        overrides: keys to set in every experiment; None keeps the file's.
+        settings: keys to set in every experiment.
+        overrides: likewise, but None keeps the file's.
 
     Raises:
         InputError: no such file, an unknown key, a value that is not allowed.
     """
     values = read_config(find_config(config))
     changed = {name: value for name, value in overrides.items() if value is not None}
+    changed |= settings or {}
     blocks = values.pop("experiments", [{}])
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise InputError(f"{config}: experiments must be a list of `key: value` lines")
@@ -54,6 +62,8 @@ def load_sweep(config: str | Path, **overrides: Any) -> list[Experiment]:
         for outer in _combinations(values, str(config))
         for one in _combinations({**outer, **block}, str(config))
     ]
+    if not found:
+        raise InputError(f"{config} holds no experiment: a list in it is empty")
     return list(dict.fromkeys(found))
 
 
@@ -73,11 +83,6 @@ def _combinations(values: Mapping[str, Any], where: str) -> Iterator[dict[str, A
 
 def _setting(name: str, value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {name: value}
-
-
-# What an experiment takes beside its passes, in operations that would take as long on a CPU.
-SCORING_WORK = 5e10
-TRAINING_WORK = 1e12  # most of it is spent on building the training graph
 
 
 class Swept(NamedTuple):
@@ -108,7 +113,7 @@ def sweep(experiments: Sequence[Experiment], out: str | Path = "results") -> Swe
         f"{one.task.name}: {note}" for one in todo for note in one.task.notes
     ):
         print(f"  note: {note}")
-    failed = _run_all(todo) if todo else {}
+    failed = _run_all(plans, todo) if todo else {}
     report.write_csv(folder)
     results = [result for one in plans if (result := read_result(one.path))]
     if failed and not results:
@@ -121,37 +126,48 @@ def _plans(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
     tasks: dict[tuple, Task] = {}
     plans = {}
     for experiment in experiments:
-        same = tuple(getattr(experiment, name) for name in TASK_KEYS)
+        same = tuple(getattr(experiment, name) for name in DATA_KEYS)
         one = plan(experiment, folder, tasks.get(same))
         tasks[same] = one.task
         plans.setdefault(one.path, one)
     return list(plans.values())
 
 
-def _run_all(todo: Sequence[Plan]) -> dict[str, str]:
-    """Runs plans, wave by wave; gives the reasons of those that failed."""
+def _run_all(plans: Sequence[Plan], todo: Sequence[Plan]) -> dict[str, str]:
+    """Runs what is to do, wave by wave; gives the reasons of those that failed."""
     from embedder_helpers.waves import plan_waves
 
     failed: dict[str, str] = {}
-    waves = plan_waves(todo)
+    waves = plan_waves(plans, {one.path for one in todo})
     for wave in waves:
         if wave.wanted:
             print(wave.describe())
-    work = [_walk_work(wave) + sum(map(_plan_work, wave.plans)) for wave in waves]
-    done = 0.0
-    with platform.whole_progress(sum(work), "sweep") as bar:
+    work = sum(_walk_work(wave) + sum(map(_plan_work, wave.plans)) for wave in waves)
+    with platform.whole_progress(work, "sweep") as bar:
         for wave in waves:
-            with _told(failed, wave.plans):
-                wave.fill()
-            done += _walk_work(wave)
+            _fill(wave, bar)
             for one in wave.plans:
-                bar.update(done - bar.n)
-                if one.path.stem not in failed:
-                    with _told(failed, [one]):
-                        _run_one(one, wave.store)
-                done += _plan_work(one)
-        bar.update(done - bar.n)
+                platform.say(one.path.stem)
+                before = bar.n
+                try:
+                    _run_one(one, wave.store)
+                except Exception as error:
+                    failed[one.path.stem] = _tell(error, one)
+                bar.update(max(0, before + _plan_work(one) - bar.n))
     return failed
+
+
+def _fill(wave: "Wave", bar: Any) -> None:
+    """Walks Gemma; what was there already is taken off the bar, so that the time left is true.
+
+    If the walk fails, the experiments that need what it did not give tell why.
+    """
+    before = bar.n
+    try:
+        wave.fill()
+    except Exception as error:
+        platform.say(f"the walk through Gemma ended early: {_reason(error)}")
+    bar.total -= max(0, before + _walk_work(wave) - bar.n)
 
 
 def _run_one(one: Plan, store: "Store") -> None:
@@ -160,26 +176,30 @@ def _run_one(one: Plan, store: "Store") -> None:
 
     keras.backend.clear_session()
     gc.collect()
-    platform.say(f"{one.path.stem}")
     result = run(one, store)
     write_result(result, one.path)
-    report.write_csv(one.path.parent)
+    _traceback_file(one).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # written again at the end, where it is told
+        report.write_csv(one.path.parent)
     scores = f"accuracy {result.scores['accuracy']:.3f}, F1 {result.scores['f1']:.3f}"
     platform.say(f"  {report.embedder_name(result)}: {scores} ({result.seconds['total']:.0f} s)")
 
 
-@contextlib.contextmanager
-def _told(failed: dict[str, str], plans: Sequence[Plan]) -> Iterator[None]:
-    """Notes plans as failed, instead of ending the sweep; a bug's traceback is kept beside them."""
-    try:
-        yield
-    except Exception as error:
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        for one in plans:
-            failed[one.path.stem] = reason
-            platform.say(f"  FAILED {one.path.stem}: {reason}")
-        if not isinstance(error, InputError):
-            plans[0].path.with_suffix(".traceback.txt").write_text(traceback.format_exc())
+def _tell(error: Exception, one: Plan) -> str:
+    """Says why a plan failed; a bug's traceback is kept beside the results."""
+    platform.say(f"  FAILED: {_reason(error)}")
+    if not isinstance(error, InputError):
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            _traceback_file(one).write_text("".join(traceback.format_exception(error)))
+    return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
+def _traceback_file(one: Plan) -> Path:
+    return one.path.with_suffix(".traceback.txt")
 
 
 def _walk_work(wave: "Wave") -> float:

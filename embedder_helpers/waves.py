@@ -5,8 +5,9 @@ they run in waves, from the shallowest cutoff to the deepest: a wave's states re
 one before, and the walk goes on from raw states kept where it stopped.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,23 +55,37 @@ class Wave:
         )
 
 
-def plan_waves(plans: Iterable[Plan]) -> list[Wave]:
-    """RoBERTa alone first, then the plans of each Gemma, from the shallowest cutoff."""
+def plan_waves(plans: Iterable[Plan], todo: Collection[Path]) -> list[Wave]:
+    """RoBERTa alone first, then the plans of each Gemma, from the shallowest cutoff.
+
+    Finished plans are reckoned with but left out, so that a sweep that goes on after it was killed
+    has the waves that it had.
+
+    Args:
+        plans: of the sweep.
+        todo: paths of the results that are missing.
+    """
     groups: dict[Any, list[Plan]] = {}
     for plan in plans:
         preset, experiment = plan.presets.get("llm_preset"), plan.experiment
-        same = (preset.fingerprint, experiment.max_tokens) if preset else ()
+        places = experiment.states_dir or "", experiment.states_gigabytes or 0.0
+        walk = experiment.max_tokens, experiment.stream_blocks
+        same = (preset.fingerprint, *walk, *places) if preset else ()
         groups.setdefault(same, []).append(plan)
     waves = []
     for same, group in sorted(groups.items(), key=lambda item: item[0]):
         experiment = group[0].experiment
         folder = experiment.states_dir or platform.states_folder()
         store = Store(folder, experiment.states_gigabytes)
-        waves += _gemma_waves(group, store) if same else [Wave(group, store)]
-    return waves
+        waves += _gemma_waves(group, todo, store) if same else [Wave(_left(group, todo), store)]
+    return [wave for wave in waves if wave.plans]
 
 
-def _gemma_waves(plans: Sequence[Plan], store: Store) -> Iterator[Wave]:
+def _left(plans: Iterable[Plan], todo: Collection[Path]) -> list[Plan]:
+    return [plan for plan in plans if plan.path in todo]
+
+
+def _gemma_waves(plans: Sequence[Plan], todo: Collection[Path], store: Store) -> Iterator[Wave]:
     experiment, preset = plans[0].experiment, plans[0].presets["llm_preset"]
     gemma = Gemma(preset, experiment.stream_blocks)
     ids, texts_of = _texts(gemma, plans)
@@ -97,12 +112,12 @@ def _gemma_waves(plans: Sequence[Plan], store: Store) -> Iterator[Wave]:
             waves.append([])
         waves[-1].append((plan, wanted))
     for number, wave in enumerate(waves, 1):
-        wanted = _union(one for _, one in wave)
-        later = _union(one for wave in waves[number:] for _, one in wave)
-        if goes_on and later:
+        wanted = _union(one for plan, one in wave if plan.path in todo)
+        later = _union(one for wave in waves[number:] for plan, one in wave if plan.path in todo)
+        if goes_on and wanted and later:
             end = Depth(max(depth.cutoff for depth in wanted), "none")
             wanted[end] = wanted.get(end, False) | np.any(list(later.values()), axis=0)
-        yield Wave([plan for plan, _ in wave], store, gemma, ids, wanted)
+        yield Wave(_left((plan for plan, _ in wave), todo), store, gemma, ids, wanted)
 
 
 def _texts(gemma: Gemma, plans: Sequence[Plan]) -> tuple[Ragged, Callable[..., np.ndarray]]:

@@ -307,7 +307,16 @@ def test_a_block_named_twice_is_told(llm_layers):
     ],
 )
 def test_the_determining_keys_leave_out_what_the_kind_ignores(kind, ignored):
-    assert set(KEYS) - set(make_experiment({"kind": kind}).determining()) == ignored | HOW
+    several = make_experiment({"kind": kind, "llm_layers": [1, 2]})
+    assert set(KEYS) - set(several.determining()) == ignored | HOW
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "gemma_only"])
+@pytest.mark.parametrize("llm_layers", [-1, [4]])
+def test_one_cutoff_is_not_determined_by_how_several_are_pooled(kind, llm_layers):
+    several = make_experiment({"kind": kind, "llm_layers": [1, 2]}).determining()
+    one = make_experiment({"kind": kind, "llm_layers": llm_layers}).determining()
+    assert set(several) - set(one) == {"layer_pooling"}
 
 
 def test_without_epochs_no_key_of_training_determines_the_result():

@@ -132,6 +132,18 @@ def test_a_hybrid_with_learned_pooling_starts_as_the_one_with_the_mean(pooled_hy
     assert abs(pooled_hybrids["max"] - pooled_hybrids["mean"]).max() > 1e-2
 
 
+@pytest.mark.parametrize("kind", ["hybrid", "roberta_only"])
+def test_a_model_in_float16_gives_nearly_the_same_embeddings_in_float32(
+    tiny_embedders, kind, monkeypatch
+):
+    monkeypatch.setattr("embedder_helpers.platform.training_dtype", lambda: "mixed_float16")
+    half = build_embedder(Experiment(kind=kind, llm_layers=4))
+    found, expected = half.encode(TEXTS[:2]), tiny_embedders[kind].encode(TEXTS[:2])
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, expected, atol=0.03)
+    assert (found != expected).any()
+
+
 def test_raw_and_normed_states_are_pooled_together():
     asked = Experiment(kind="gemma_only", llm_layers=(17, 18), final_norm="last")
     assert np.isfinite(build_embedder(asked).encode(TEXTS[:1])).all()

@@ -111,6 +111,13 @@ def test_a_walk_that_goes_on_from_raw_states_gives_what_one_from_the_text_gives(
     assert relative_error(values, raw_states()[17].values) < 1e-6
 
 
+def test_raw_states_are_normed_without_passing_a_block():
+    cut = Gemma(TINY)
+    ((_, _, values),) = cut.walk(token_ids(), [RMS[6]], start=(7, raw_states()[6]))
+    assert relative_error(values, root_mean_square_normed(raw_states()[6].values)) < 1e-3
+    assert cut.block_passes == 0
+
+
 def test_block_passes_are_counted_by_text_up_to_the_deepest_cutoff():
     cut = Gemma(TINY)
     cut.states(token_ids(), [Depth(2, "rms"), Depth(5, "rms"), Depth(5, "none")])

@@ -1,11 +1,15 @@
-"""The command line: a run and its table; mistakes end in one sentence and status 2."""
+"""The command line: a sweep, its table, the states; mistakes end in one sentence and status 2."""
 
 import json
 
+import numpy as np
 import pytest
 
+from embedder_helpers import presets
 from embedder_helpers.__main__ import main
-from embedder_helpers.report import FIGURE, TABLE
+from embedder_helpers.gemma import Depth
+from embedder_helpers.report import CSV, FIGURE, LAYERS, TABLE
+from embedder_helpers.states import Store
 
 
 def told_by(capsys, *arguments):
@@ -30,11 +34,11 @@ def told_by(capsys, *arguments):
     ],
 )
 def test_a_bad_setting_is_told(capsys, tmp_path, setting, words):
-    assert words in told_by(capsys, "run", "quickstart", "--set", setting, "--out", tmp_path)
+    assert words in told_by(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
 
 
 def test_a_missing_config_is_told_with_the_nearest_name(capsys, tmp_path):
-    told = told_by(capsys, "run", "quickstrat", "--out", tmp_path)
+    told = told_by(capsys, "sweep", "quickstrat", "--out", tmp_path)
     assert "did you mean 'quickstart'" in told
 
 
@@ -50,30 +54,30 @@ def test_a_missing_config_is_told_with_the_nearest_name(capsys, tmp_path):
 def test_a_bad_config_is_told_with_its_path(capsys, tmp_path, content, words):
     path = tmp_path / "my.yaml"
     path.write_text(content)
-    told = told_by(capsys, "run", path, "--out", tmp_path / "out")
+    told = told_by(capsys, "sweep", path, "--out", tmp_path / "out")
     assert words in told and str(path) in told
 
 
 def test_a_bad_config_among_good_ones_is_told_before_any_runs(capsys, tmp_path):
     out = tmp_path / "out"
-    assert "no config file 'zzz'" in told_by(capsys, "run", "quickstart", "zzz", "--out", out)
+    assert "no config file 'zzz'" in told_by(capsys, "sweep", "quickstart", "zzz", "--out", out)
     assert not out.exists()
 
 
 def test_an_unknown_task_is_told_with_the_nearest_one(capsys, tmp_path):
     setting = "task=EmotionClasification"
-    told = told_by(capsys, "run", "quickstart", "--set", setting, "--out", tmp_path)
+    told = told_by(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
     assert "did you mean 'EmotionClassification'" in told
 
 
 def test_a_task_folder_without_files_is_told(capsys, tmp_path):
-    told = told_by(capsys, "run", "quickstart", "--set", f"task={tmp_path}", "--out", tmp_path)
+    told = told_by(capsys, "sweep", "quickstart", "--set", f"task={tmp_path}", "--out", tmp_path)
     assert "has no train split" in told
 
 
 def test_an_output_folder_that_cannot_be_written_is_told(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    told = told_by(capsys, "run", "quickstart", "--out", tmp_path / "file" / "results")
+    told = told_by(capsys, "sweep", "quickstart", "--out", tmp_path / "file" / "results")
     assert "cannot be written" in told and "--out" in told
 
 
@@ -91,7 +95,7 @@ def test_an_output_folder_that_cannot_be_written_is_told(capsys, tmp_path):
 def test_what_the_presets_cannot_do_is_told_before_anything_is_computed(
     capsys, tmp_path, setting, words
 ):
-    assert words in told_by(capsys, "run", "quickstart", "--set", setting, "--out", tmp_path)
+    assert words in told_by(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -101,7 +105,9 @@ def test_a_table_of_no_results_is_told_with_the_way_to_some(capsys, tmp_path, fo
     assert "holds no results: run an experiment with --out" in told
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["fly"], ["run", "quickstart", "--sets", "a"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["sweep"], ["fly"], ["sweep", "quickstart", "--sets", "a"]]
+)
 def test_a_command_that_is_not_one_ends_with_its_usage(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -109,7 +115,7 @@ def test_a_command_that_is_not_one_ends_with_its_usage(capsys, arguments):
     assert "usage: python -m embedder_helpers" in capsys.readouterr().err
 
 
-RUN = ["run", "quickstart", "--set", "kind=gemma_only", "--set", "llm_layers=1", "--out"]
+RUN = ["sweep", "quickstart", "--set", "kind=gemma_only", "--set", "llm_layers=1", "--out"]
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +126,10 @@ def results(tmp_path_factory):
     return folder
 
 
-def test_a_run_leaves_its_result_table_and_figure_and_nothing_else(results):
+def test_a_sweep_leaves_its_results_their_tables_and_figure_and_nothing_else(results):
     (result,) = results.glob("*.json")
     assert result.name.startswith("sample-gemma_only-k1-")
-    assert {path.name for path in results.iterdir()} == {result.name, TABLE, FIGURE}
+    assert {path.name for path in results.iterdir()} == {result.name, TABLE, FIGURE, CSV}
     assert (results / FIGURE).read_bytes().startswith(b"\x89PNG")
 
 
@@ -150,8 +156,13 @@ def test_a_second_run_reads_the_result_and_does_not_write_it_again(results, caps
     (result,) = results.glob("*.json")
     before = result.stat().st_mtime_ns, result.read_bytes()
     assert main([*RUN, str(results)]) == 0
-    assert f"{result.name}: found, not computed again" in capsys.readouterr().out
+    assert f"1 experiments, 1 of them found in {results}" in capsys.readouterr().out
     assert (result.stat().st_mtime_ns, result.read_bytes()) == before
+
+
+def test_run_is_another_name_of_sweep(results, capsys):
+    assert main(["run", *RUN[1:], str(results)]) == 0
+    assert f"1 experiments, 1 of them found in {results}" in capsys.readouterr().out
 
 
 def test_a_result_that_is_not_whole_is_computed_again(results, tmp_path, capsys):
@@ -165,3 +176,131 @@ def test_a_result_that_is_not_whole_is_computed_again(results, tmp_path, capsys)
 def test_the_table_command_prints_the_runs_table(results, capsys):
     assert main(["table", str(results)]) == 0
     assert (results / TABLE).read_text().strip() in capsys.readouterr().out
+
+
+def write_config(folder, *experiments):
+    """A config with some experiments of Gemma's lowest blocks, or of a preset without weights."""
+    half = folder / "half"
+    half.mkdir()
+    source = presets.BUILTIN_FOLDER / "tiny_roberta" / "config.json"
+    (half / "config.json").write_text(source.read_text())
+    kinds = {
+        "gemma": "{kind: gemma_only, each: {llm_layers: [1, 2, 3]}}",
+        "broken": f"{{kind: roberta_only, epochs: 0, slm_preset: {half}}}",
+    }
+    path = folder / "several.yaml"
+    lines = [f"  - {kinds[name]}\n" for name in experiments]
+    path.write_text("task: sample\nexperiments:\n" + "".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def partly_failed(tmp_path_factory):
+    """The exit status and the folder of a sweep of which one experiment fails."""
+    folder = tmp_path_factory.mktemp("partly")
+    status = main(["sweep", str(write_config(folder, "gemma", "broken")), "--out", str(folder)])
+    return status, folder
+
+
+def test_a_sweep_of_which_some_experiments_failed_ends_in_status_1(partly_failed):
+    status, folder = partly_failed
+    assert status == 1 and len(list(folder.glob("*.json"))) == 3
+
+
+def test_the_table_of_a_sweep_holds_what_was_finished(partly_failed):
+    _, folder = partly_failed
+    text = (folder / TABLE).read_text()
+    assert text.count("| Gemma only [1-3] ") == 2  # over the cutoffs, and with all that is told
+    assert "RoBERTa only" not in text
+    assert (folder / LAYERS).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failed_experiment_is_told_at_the_end(partly_failed, capsys):
+    _, folder = partly_failed
+    assert main(["sweep", str(folder / "several.yaml"), "--out", str(folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("failed: sample-roberta_only-untrained-")
+    assert "slm_preset" in line and "cannot be loaded by keras-hub" in line
+
+
+def test_a_sweep_of_which_all_experiments_failed_ends_in_status_2(capsys, tmp_path):
+    config = write_config(tmp_path, "broken")
+    assert "cannot be loaded by keras-hub" in told_by(capsys, "sweep", config, "--out", tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The experiments that a command asks for; none is run."""
+    found = []
+
+    def sweep(experiments, out):
+        found.extend(experiments)
+        return [], {}
+
+    monkeypatch.setattr("embedder_helpers.sweep.sweep", sweep)
+    monkeypatch.setattr("embedder_helpers.report.publish", lambda results, out: None)
+    return found
+
+
+def test_baselines_stand_beside_each_hybrid(asked, tmp_path):
+    assert main(["sweep", "quickstart", "--baselines", "--out", str(tmp_path)]) == 0
+    assert [one.kind for one in asked] == ["hybrid", "roberta_only", "gemma_only"]
+
+
+def test_a_setting_holds_for_every_experiment_of_every_config(asked, tmp_path):
+    setting = ["--set", "max_train_texts=null", "--set", "seed=7", "--out", str(tmp_path)]
+    assert main(["sweep", "quickstart", "quickstart_sweep", *setting]) == 0
+    assert len(asked) > 2
+    assert {(one.max_train_texts, one.seed) for one in asked} == {(None, 7)}
+
+
+@pytest.fixture
+def states(tmp_path):
+    """A folder with states of two models, each of one text at one depth."""
+    store = Store(tmp_path / "states")
+    for name in presets.BUILTIN:
+        role = "llm_preset" if name == "tiny_gemma" else "slm_preset"
+        file = store.file(presets.find_preset(role, name), Depth(3, "rms"))
+        file.path.parent.mkdir()
+        file.append([bytes(16)], np.array([2]), np.zeros((2, 64), "float16"))
+    return store.folder
+
+
+def models_in(folder):
+    return sorted(path.parent.name.split("-")[0] for path in folder.glob("*/*.states"))
+
+
+def test_states_are_listed_by_model_and_depth(capsys, states):
+    assert main(["states", "--dir", str(states)]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:5] == ["model", "cutoff", "norm", "texts", "gigabytes"]
+    found = sorted((row.split()[0].split("-")[0], *row.split()[1:4]) for row in rows)
+    assert found == [("tiny_gemma", "3", "rms", "1"), ("tiny_roberta", "3", "rms", "1")]
+
+
+def test_no_states_are_told_with_their_folder(capsys, tmp_path):
+    assert main(["states", "--dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"no states in {tmp_path}\n"
+
+
+def test_the_states_of_one_model_are_deleted_by_its_name_in_the_listing(capsys, states):
+    (model,) = [path.name for path in states.iterdir() if path.name.startswith("tiny_gemma-")]
+    assert main(["states", "--dir", str(states), "--clear", model]) == 0
+    assert models_in(states) == ["tiny_roberta"]
+    assert "GB freed in" in capsys.readouterr().out
+
+
+def test_the_states_of_all_models_are_deleted(states):
+    assert main(["states", "--dir", str(states), "--clear"]) == 0
+    assert models_in(states) == []
+
+
+def test_a_model_without_states_is_told(capsys, states):
+    told = told_by(capsys, "states", "--dir", states, "--clear", "gemma_2b")
+    assert "holds no states of 'gemma_2b'" in told
+    assert len(models_in(states)) == 2
+
+
+def test_the_default_folder_of_states_is_the_one_that_sweeps_fill(results, states_folder, capsys):
+    assert main(["states"]) == 0
+    assert "tiny_gemma-" in capsys.readouterr().out

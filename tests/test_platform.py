@@ -84,6 +84,29 @@ def test_a_cpu_is_known_by_its_name(monkeypatch, device, expected):
     assert platform.on_cpu() == expected
 
 
+def put_gpus(monkeypatch, *details):
+    """GPUs in the place of TensorFlow's devices, by what it tells of each."""
+    tensorflow = pytest.importorskip("tensorflow")
+    config = tensorflow.config
+    monkeypatch.setattr(config, "list_physical_devices", lambda kind: list(range(len(details))))
+    monkeypatch.setattr(config.experimental, "get_device_details", details.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("details", "dtype"),
+    [
+        ([], "float32"),
+        ([{"device_name": "Tesla T4", "compute_capability": (7, 5)}], "mixed_float16"),
+        ([{"device_name": "Tesla T4", "compute_capability": (7, 5)}] * 2, "mixed_float16"),
+        ([{"device_name": "Tesla P100", "compute_capability": (6, 0)}], "float32"),
+        ([{"device_name": "GPU"}], "float32"),
+    ],
+)
+def test_training_takes_float16_where_it_is_faster(monkeypatch, details, dtype):
+    put_gpus(monkeypatch, *details)
+    assert platform.training_dtype() == dtype
+
+
 def test_a_part_moves_the_bar_of_the_whole_run_by_its_share():
     with platform.whole_progress(100, "sweep") as bar, platform.progress(4, "part", work=20) as one:
         one.update()

@@ -10,7 +10,6 @@ from embedder_helpers import report
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.run import Result, write_result
 
-
 TRAINED = ({"val_accuracy": 0.7}, {"val_accuracy": 0.9}, {"val_accuracy": 0.8})
 EMOTION = "EmotionClassification"
 
@@ -127,7 +126,7 @@ def test_the_csv_holds_all_results_of_its_folder(tmp_path):
         report.write_csv(tmp_path)
     with (tmp_path / report.CSV).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["seed"], row["accuracy"]) for row in rows] == [("1", "0.71"), ("2", "0.72")]
+    assert {(row["seed"], row["accuracy"]) for row in rows} == {("1", "0.71"), ("2", "0.72")}
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -224,6 +223,17 @@ def test_the_curves_stand_at_their_cutoffs_with_the_means_over_seeds(tmp_path):
     assert (tmp_path / "layers.png").stat().st_size > 1000
 
 
+def test_curves_of_other_settings_are_apart_and_named():
+    results = [
+        *(result(cutoffs=(k,), accuracy=k / 20, pooling="mean") for k in (5, 10)),
+        *(result(cutoffs=(k,), accuracy=k / 40, pooling="max") for k in (5, 10)),
+    ]
+    found = lines(report.plot_layers(results).axes[0])
+    assert found["hybrid, pooling mean"][1].tolist() == [0.25, 0.5]
+    assert found["hybrid, pooling max"][1].tolist() == [0.125, 0.25]
+    assert "hybrid" not in found
+
+
 def test_the_curves_come_for_accuracy_and_for_f1():
     accuracy, f1 = report.plot_layers(SWEPT).axes
     _, heights = lines(accuracy)["Gemma only"]
@@ -265,8 +275,10 @@ def test_each_task_has_a_row_of_panels():
     assert titles == [f"{EMOTION}: accuracy", "macro F1", "weather: accuracy", "macro F1"]
 
 
-def test_publishing_a_single_cutoff_leaves_its_table_and_figure(tmp_path, capsys):
-    report.publish([result(), result("gemma_only"), result("roberta_only", ())], tmp_path)
+def test_publishing_two_cutoffs_or_fewer_leaves_their_table_and_figure(tmp_path, capsys):
+    (tmp_path / report.LAYERS).write_text("of other results")
+    results = [result(), result("gemma_only"), result(cutoffs=(4,)), result("roberta_only", ())]
+    report.publish(results, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {report.TABLE, report.FIGURE}
     assert (tmp_path / report.TABLE).read_text() in capsys.readouterr().out
 

@@ -6,14 +6,23 @@ import numpy as np
 import pytest
 
 from embedder_helpers import presets
+from embedder_helpers import run as run_module
 from embedder_helpers.config import Experiment, InputError
-from embedder_helpers.run import read_result, run, run_all, with_baselines
+from embedder_helpers.gemma import Gemma
+from embedder_helpers.run import plan, read_result, with_baselines
+from embedder_helpers.states import Store
+from embedder_helpers.sweep import sweep
 
 QUICK = dict(llm_layers=2, epochs=2, batch_size=8, max_tokens=48, learning_rate=5e-4)
 
 
 def experiment(task_folder, **keys):
     return Experiment(task=str(task_folder), samples_per_label=4, **{**QUICK, **keys})
+
+
+def run(asked, out):
+    """The result of one experiment, found or computed."""
+    return sweep([asked], out).results[0]
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "gemma_only", "roberta_only"])
@@ -36,31 +45,37 @@ def test_a_result_that_is_there_is_not_computed_again(task_folder, tmp_path, cap
     first = run(experiment(task_folder, kind="gemma_only"), tmp_path)
     again = run(experiment(task_folder, kind="gemma_only"), tmp_path)
     assert again == first
-    assert "found, not computed again" in capsys.readouterr().out
+    assert f"1 experiments, 1 of them found in {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_key_that_the_kind_ignores_makes_no_new_result(task_folder, tmp_path):
-    run(experiment(task_folder, kind="gemma_only", epochs=1), tmp_path)
-    run(experiment(task_folder, kind="gemma_only", epochs=9), tmp_path)
-    assert len(list(tmp_path.glob("*.json"))) == 1
+    one, other = (experiment(task_folder, kind="gemma_only", epochs=epochs) for epochs in (1, 9))
+    assert plan(one, tmp_path).path == plan(other, tmp_path).path
+
+
+def test_where_states_are_kept_makes_no_new_result(task_folder, tmp_path):
+    asked = experiment(task_folder)
+    elsewhere = dataclasses.replace(
+        asked, states_dir="elsewhere", states_gigabytes=1, stream_blocks=True
+    )
+    assert plan(asked, tmp_path).path == plan(elsewhere, tmp_path).path
 
 
 def test_both_spellings_of_a_cutoff_and_moved_data_find_the_same_result(task_folder, tmp_path):
-    run(experiment(task_folder, kind="gemma_only", llm_layers=2), tmp_path / "out")
     moved = task_folder.parent / "moved" / task_folder.name
     shutil.copytree(task_folder, moved)
-    run(experiment(moved, kind="gemma_only", llm_layers=-17), tmp_path / "out")
-    assert len(list((tmp_path / "out").glob("*.json"))) == 1
+    one = experiment(task_folder, kind="gemma_only", llm_layers=2)
+    other = experiment(moved, kind="gemma_only", llm_layers=-17)
+    assert plan(one, tmp_path).path == plan(other, tmp_path).path
 
 
 def test_other_data_under_the_same_path_make_a_new_result(task_folder, tmp_path):
     asked = experiment(task_folder, kind="gemma_only")
-    run(asked, tmp_path / "out")
+    before = plan(asked, tmp_path).path
     line = json.dumps({"text": "The sun shone twice.", "label": 0}) + "\n"
     with (task_folder / "test.jsonl").open("a") as file:
         file.write(line)
-    run(asked, tmp_path / "out")
-    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+    assert plan(asked, tmp_path).path != before
 
 
 def test_a_broken_result_file_is_computed_again(task_folder, tmp_path):
@@ -74,9 +89,10 @@ def test_a_broken_result_file_is_computed_again(task_folder, tmp_path):
 
 
 def test_a_seed_repeats_a_hybrid(task_folder, tmp_path):
-    first, again = (run(experiment(task_folder), tmp_path / name) for name in ("a", "b"))
+    asked = experiment(task_folder, epochs=1)
+    first, again = (run(asked, tmp_path / name) for name in ("a", "b"))
     assert first.scores == again.scores and first.history == again.history
-    other = run(experiment(task_folder, seed=34), tmp_path / "c")
+    other = run(dataclasses.replace(asked, seed=34), tmp_path / "c")
     assert other.history != first.history
 
 
@@ -86,22 +102,62 @@ def test_no_epochs_leave_roberta_untrained(task_folder, tmp_path):
 
 
 def test_training_on_validation_swaps_the_roles_of_the_splits(task_folder, tmp_path):
-    asked = experiment(task_folder, kind="roberta_only", train_split="validation", epochs=1)
-    texts = run(asked, tmp_path).task["texts"]
-    assert texts["fit"] == 12 and texts["watched"] == 12
+    asked = experiment(task_folder, kind="roberta_only", train_split="validation")
+    planned = plan(asked, tmp_path)
+    fit, watched = planned.texts("fit"), planned.texts("watched")
+    assert len(fit) == len(watched) == 12
+    assert all("of the validation" in text for text in fit)
+    assert all("of the train" in text for text in watched)
 
 
 def test_training_can_be_capped_while_the_protocol_draws_from_the_whole_split(
     task_folder, tmp_path
 ):
-    asked = experiment(task_folder, kind="roberta_only", max_train_texts=10, epochs=1)
-    texts = run(asked, tmp_path).task["texts"]
-    assert texts["fit"] == 10 and texts["drawn"] > 10
+    asked = experiment(task_folder, kind="roberta_only", max_train_texts=10)
+    rows = plan(asked, tmp_path).rows
+    assert len(rows["fit"]) == 10 and len(rows["drawn"]) > 10
 
 
 def test_gemma_alone_encodes_only_what_the_protocol_uses(task_folder, tmp_path):
-    texts = run(experiment(task_folder, kind="gemma_only"), tmp_path).task["texts"]
-    assert set(texts) == {"drawn", "test"}
+    rows = plan(experiment(task_folder, kind="gemma_only"), tmp_path).rows
+    assert set(rows) == {"drawn", "test"}
+
+
+def test_a_plan_gives_the_texts_of_all_its_parts_end_to_end(task_folder, tmp_path):
+    planned = plan(experiment(task_folder), tmp_path)
+    assert list(planned.rows) == ["drawn", "test", "fit", "watched"]
+    assert planned.texts() == [text for part in planned.rows for text in planned.texts(part)]
+    assert len(planned.texts("test", "watched")) == 16 + 12
+
+
+def test_each_text_that_was_cut_is_counted_once(task_folder, tmp_path):
+    asked = experiment(task_folder, kind="roberta_only", max_tokens=6, epochs=1)
+    # Every text is longer, and all that the protocol draws are trained on too.
+    assert run(asked, tmp_path).truncated == 40 + 12 + 16
+
+
+def test_states_that_are_there_are_not_computed_again(task_folder, tmp_path, monkeypatch):
+    asked = experiment(task_folder, kind="gemma_only", llm_layers=3)
+    first = run(asked, tmp_path / "first")
+    monkeypatch.delattr(Gemma, "walk")
+    again = run(asked, tmp_path / "again")
+    assert again.scores == first.scores
+
+
+def test_a_run_keeps_no_states_of_texts_that_it_reads_once(task_folder, tmp_path):
+    asked = experiment(task_folder, kind="gemma_only")
+    store = Store(tmp_path / "states")
+    found = run_module.run(plan(asked, tmp_path), store)
+    assert len(store.listing()) == 0
+    assert found.scores == run(asked, tmp_path / "out").scores
+
+
+def test_a_run_keeps_the_states_that_training_reads_again(task_folder, tmp_path):
+    asked = experiment(task_folder, llm_layers=(1, 2), layer_pooling="learned", epochs=1)
+    store = Store(tmp_path / "states")
+    found = run_module.run(plan(asked, tmp_path), store)
+    assert store.listing()["texts"].tolist() == [40 + 12] * 2
+    assert found.cutoffs == [1, 2] and found.head
 
 
 def test_a_hybrid_has_two_baselines_in_the_same_setting():
@@ -111,21 +167,31 @@ def test_a_hybrid_has_two_baselines_in_the_same_setting():
     assert all(dataclasses.replace(one, kind="hybrid") == asked for one in with_baselines(asked))
 
 
+def test_gemma_alone_beside_a_hybrid_with_learned_pooling_takes_the_mean():
+    asked = Experiment(llm_layers=(1, 2), layer_pooling="learned")
+    found = [(one.kind, one.layer_pooling) for one in with_baselines(asked)]
+    assert found == [("hybrid", "learned"), ("roberta_only", "learned"), ("gemma_only", "mean")]
+
+
+@pytest.mark.parametrize("kind", ["gemma_only", "roberta_only"])
+def test_a_baseline_has_no_baselines(kind):
+    assert with_baselines(Experiment(kind=kind)) == [Experiment(kind=kind)]
+
+
 def test_every_experiment_is_checked_before_the_first_one_runs(task_folder, tmp_path):
     wrong = experiment(task_folder, llm_layers=19)
     with pytest.raises(InputError, match="llm_layers is 19"):
-        run_all([experiment(task_folder), wrong], tmp_path)
+        sweep([experiment(task_folder), wrong], tmp_path)
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_states_are_prepared_a_chunk_at_a_time_to_the_same_scores(
+def test_texts_are_embedded_a_chunk_at_a_time_to_the_same_scores(
     task_folder, tmp_path, monkeypatch
 ):
-    asked = experiment(task_folder, epochs=1)
+    asked = experiment(task_folder, epochs=0)
     whole = run(asked, tmp_path / "whole")
     monkeypatch.setattr("embedder_helpers.run.CHUNK", 5)
-    in_chunks = run(asked, tmp_path / "chunks")
-    assert in_chunks.scores == whole.scores and in_chunks.head == whole.head
+    assert run(asked, tmp_path / "chunks").scores == whole.scores
 
 
 def test_a_preset_without_weights_is_one_clear_error(task_folder, tmp_path):

@@ -18,13 +18,14 @@ def ragged_states(lengths, width=4, seed=0):
     return end_to_end(values, lengths)
 
 
-def mean_model(width=4):
+def mean_model(width=4, dtype="float32"):
     """A model whose embedding is a dense layer over the masked mean."""
     inputs = keras.Input((None, width), name="inputs")
     mask = keras.Input((None,), dtype="int32", name="mask")
     weights = keras.ops.cast(mask[:, :, None], "float32")
     mean = keras.ops.sum(inputs * weights, 1) / keras.ops.sum(weights, 1)
-    output = keras.layers.Dense(8, activation="tanh", name="encoder")(mean)
+    output = keras.layers.Dense(8, activation="tanh", dtype=dtype, name="encoder")(mean)
+    output = keras.ops.cast(output, "float32")
     return keras.Model({"inputs": inputs, "mask": mask}, output)
 
 
@@ -155,9 +156,9 @@ def test_an_epoch_is_told_in_one_line_above_the_bar(capsys):
     assert told == "  epoch 2 of 3: loss 0.250, val_accuracy 0.900\n"
 
 
-def trained(seed, epochs=4, work=0.0):
+def trained(seed, epochs=4, work=0.0, dtype="float32"):
     keras.utils.set_random_seed(seed)
-    classifier = add_head(mean_model(), 2)
+    classifier = add_head(mean_model(dtype=dtype), 2)
     experiment = Experiment(
         epochs=epochs, batch_size=8, learning_rate=0.01, projection_learning_rate=0.02, seed=seed
     )
@@ -168,6 +169,13 @@ def trained(seed, epochs=4, work=0.0):
 def test_training_learns_what_can_be_learned():
     _, history = trained(seed=1)
     assert len(history) == 4
+    assert history[-1]["val_accuracy"] > 0.9
+
+
+def test_a_model_in_float16_learns_as_well_its_loss_scaled():
+    classifier, history = trained(seed=1, dtype="mixed_float16")
+    assert isinstance(classifier.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert isinstance(classifier.optimizer.inner_optimizer, TwoRateAdamW)
     assert history[-1]["val_accuracy"] > 0.9
 
 
