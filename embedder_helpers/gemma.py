@@ -132,6 +132,7 @@ class Gemma:
                 states, masks = self._enter(ids, residual, chunk)
                 for cutoff in range(first, deepest + 1):
                     if cutoff > first:
+                        weights = None  # a streamed block goes before the next one comes
                         function, weights = self._functions[cutoff - 1], self._weights(cutoff - 1)
                         for i, mask in enumerate(masks):
                             states[i] = function(weights, states[i], mask)

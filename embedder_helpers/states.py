@@ -56,13 +56,12 @@ class DepthFile:
         return self.width * np.dtype(self.dtype).itemsize
 
     def records(self) -> np.ndarray:
-        """The records, oldest first, up to the first that is not whole."""
+        """The whole records, oldest first."""
         content = self.index.read_bytes() if self.index.exists() else b""
         records = np.frombuffer(
             content[: len(content) // RECORD.itemsize * RECORD.itemsize], RECORD
         )
-        broken = (row for row, one in enumerate(records) if _checksum(one) != one["record"])
-        return records[: next(broken, len(records))]
+        return records[[_checksum(one) == one["record"] for one in records]]
 
     def append(self, keys: Sequence[bytes], lengths: np.ndarray, values: np.ndarray) -> None:
         """Adds texts: their states `(tokens, width)` first, then their records in one write."""
@@ -76,17 +75,14 @@ class DepthFile:
         _write_at(self.index, count * RECORD.itemsize, added)
 
     def _end(self) -> tuple[int, int]:
-        """How many whole records there are, and the token where the last one's states end."""
-        count = _bytes(self.index) // RECORD.itemsize
-        if not count:
-            return 0, 0
-        with self.index.open("rb") as file:
-            file.seek((count - 1) * RECORD.itemsize)
-            (last,) = np.frombuffer(file.read(RECORD.itemsize), RECORD)
-        if _checksum(last) != last["record"]:
-            records = self.records()
-            count, last = len(records), records[-1] if len(records) else np.zeros((), RECORD)
-        return count, int(last["start"]) + int(last["tokens"])
+        """Where to go on: behind the last whole record, and behind its states, in tokens."""
+        for place in reversed(range(_bytes(self.index) // RECORD.itemsize)):
+            with self.index.open("rb") as file:
+                file.seek(place * RECORD.itemsize)
+                (last,) = np.frombuffer(file.read(RECORD.itemsize), RECORD)
+            if _checksum(last) == last["record"]:
+                return place + 1, int(last["start"]) + int(last["tokens"])
+        return 0, 0
 
     def bytes_of(self, keys: set[bytes]) -> int:
         """Bytes of the states of those of the texts that are there."""

@@ -76,7 +76,7 @@ def values(weights):
 @pytest.mark.parametrize("index", range(18))
 def test_a_blocks_weights_are_those_of_the_loaded_model(index):
     block = backbone().transformer_layers[index]
-    expected = values(block.trainable_variables + block.non_trainable_variables)
+    expected = values(block.variables)
     found = values(reader()(index))
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -176,21 +176,11 @@ def test_the_blocks_that_are_loaded_with_the_model_are_freed():
 # What cannot be read
 
 
-def test_a_hugging_face_model_is_refused_with_what_to_do():
+def test_a_hugging_face_model_is_refused_before_anything_is_loaded(monkeypatch):
     far = dataclasses.replace(TINY, name="hf://google/gemma-2b", handle="hf://google/gemma-2b")
+    monkeypatch.setattr(gemma_module, "load_preset", lambda *_, **__: pytest.fail("is loaded"))
     with pytest.raises(InputError, match="hf://google/gemma-2b.*save_to_preset.*stream_blocks"):
-        block_reader(far, backbone().transformer_layers[0])
-
-
-def test_a_hugging_face_model_is_refused_before_its_weights_are_fetched(monkeypatch):
-    far = dataclasses.replace(TINY, name="hf://google/gemma-2b", handle="hf://google/gemma-2b")
-    model = Gemma(TINY, True)
-    model.preset = far
-    monkeypatch.setattr(
-        gemma_module, "load_preset", lambda *_, **__: pytest.fail("its weights are fetched")
-    )
-    with pytest.raises(InputError, match="stream_blocks: false"):
-        model.states(ids(), [Depth(1, "rms")])
+        Gemma(far, True)
 
 
 def test_a_preset_without_its_one_file_of_weights_is_refused(copied):
@@ -285,6 +275,16 @@ def test_half_precision_weights_are_read_as_float32(copied):
     for one, other in zip(found, values(reader()(4)), strict=True):
         assert one.dtype == "float32"
         np.testing.assert_array_equal(one, other.astype("float16").astype("float32"))
+
+
+def test_bfloat16_weights_are_read_as_float32(tmp_path):
+    half = keras_hub.models.Backbone.from_preset(TINY.handle, num_layers=3, dtype="bfloat16")
+    half.save_to_preset(str(tmp_path))
+    preset = dataclasses.replace(TINY, handle=str(tmp_path), blocks=3)
+    found = values(block_reader(preset, backbone().transformer_layers[0])(2))
+    for one, variable in zip(found, half.transformer_layers[2].variables, strict=True):
+        assert one.dtype == "float32"
+        np.testing.assert_array_equal(one, np.asarray(variable.value).astype("float32"))
 
 
 def test_kagglehub_gives_the_file_of_a_preset_that_is_far(monkeypatch, tmp_path):

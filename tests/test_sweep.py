@@ -282,9 +282,11 @@ def test_a_missing_result_is_computed_again_from_states_on_disk(mixed, tmp_path,
 
 
 @pytest.fixture
-def pair(mixed):
-    """Two experiments that cost little, in the folder where their states are."""
-    return [mixed.experiment(kind="gemma_only", llm_layers=layers) for layers in (1, 2)]
+def pair(mixed, monkeypatch):
+    """Two experiments of which the mixed sweep has the results, which are given at once."""
+    known = {one.experiment["llm_layers"]: one for one in (mixed.results[0], mixed.results[-1])}
+    monkeypatch.setattr(sweep_module, "run", lambda plan, _: known[plan.experiment.llm_layers])
+    return [mixed.experiments[0], mixed.experiments[-1]]
 
 
 def fail_at(layers, monkeypatch, error):
@@ -383,7 +385,7 @@ def test_the_same_task_is_loaded_once(mixed, monkeypatch):
     assert loaded == [str(mixed.task)]
 
 
-def test_experiments_of_one_result_are_one(mixed, tmp_path, monkeypatch, capsys):
+def test_experiments_of_one_result_are_one(mixed, capsys):
     keys = dict(kind="gemma_only", llm_layers=2)
     alike = [mixed.experiment(**keys, epochs=1), mixed.experiment(**keys | {"llm_layers": -17})]
     results, _ = sweep(alike, mixed.out)
@@ -418,7 +420,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_with_the_same_figures(mixed
         )
 
     # While Gemma is loaded and walked, while it is scored, and while RoBERTa is trained.
-    for said, seconds in (("GB of states", 4), ("gemma_only-k", 2), ("hybrid-k", 8)):
+    for said, seconds in (("GB of states", 3), ("gemma_only-k", 1), ("hybrid-k", 6)):
         process = start()
         assert any(said in line for line in process.stdout)
         time.sleep(chance.uniform(0, seconds))
