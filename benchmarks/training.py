@@ -2,7 +2,7 @@
 
 usage: python benchmarks/training.py --llm presets/gemma3_270m --slm presets/roberta_6l_384 \
            --data data/amazon_counterfactual [--texts 512] \
-           [--torch-python PYTHON --torch-model presets/work/hf_roberta_6l_384]
+           [--torch-python PYTHON --torch-model FOLDER]
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The walk through Gemma: its speed beside the machine's peak, torch and the original study's way.
 
 usage: python benchmarks/walk.py --llm presets/gemma3_270m --data data/amazon_counterfactual \
-           [--torch-python PYTHON --torch-model presets/work/hf_gemma3_270m] [--texts 512]
+           [--torch-python PYTHON --torch-model FOLDER] [--texts 512]
 """
 
 import argparse

@@ -321,9 +321,8 @@ def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
             panel.set_title(
                 f"{task}: {words}" if metric == "accuracy" else words, loc="left", size=10
             )
-    panels[0, 1].legend(
-        loc="lower left", bbox_to_anchor=(0, 1.12), ncols=4, frameon=False, fontsize=8
-    )
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=4, frameon=False, fontsize=8)
     if path:
         figure.savefig(path, dpi=150)
     return figure

@@ -211,7 +211,7 @@ def _embed(
 ) -> np.ndarray:
     """Embeddings `(texts, width)`, a chunk at a time; a text that is there twice costs once.
 
-    States come from the store as far as they are there or fit in; others are not kept.
+    A chunk's states come from the store if all are there; else they are computed and not kept.
     """
     different = list(dict.fromkeys(texts))
     embeddings = np.empty((len(different), embedder.width), "float32")
