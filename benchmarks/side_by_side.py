@@ -3,6 +3,7 @@
 Every figure is a ratio of runs that alternate on one machine, with the lowest and highest of them.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +17,26 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 ROUNDS = 3
+
+
+def options(about: str, *models: str, texts: int) -> argparse.Namespace:
+    """What a benchmark is asked for on the command line.
+
+    Args:
+        about: its docstring.
+        models: names of the options that give presets.
+        texts: how many texts it reads unless told.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for model in models:
+        parser.add_argument(f"--{model}", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--torch-python")
+    parser.add_argument("--torch-model")
+    parser.add_argument("--texts", type=int, default=texts)
+    return parser.parse_args()
 
 
 def texts(data: Path, count: int | None = None, seed: int = 0) -> list[str]:

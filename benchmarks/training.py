@@ -5,14 +5,13 @@ usage: python benchmarks/training.py --llm presets/gemma3_270m --slm presets/rob
            [--torch-python PYTHON --torch-model FOLDER]
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
-from side_by_side import Peer, alternate, print_table, ratio, texts, timed
+from side_by_side import Peer, alternate, options, print_table, ratio, texts, timed
 
 from embedder_helpers import training
 from embedder_helpers.config import Experiment
@@ -22,18 +21,11 @@ from embedder_helpers.states import Store
 
 def main() -> None:
     """Prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--llm", required=True)
-    parser.add_argument("--slm", required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--torch-python")
-    parser.add_argument("--torch-model")
-    parser.add_argument("--texts", type=int, default=512)
-    options = parser.parse_args()
+    asked = options(__doc__, "llm", "slm", texts=512)
 
-    experiment = Experiment(llm_preset=options.llm, slm_preset=options.slm, llm_layers=4)
+    experiment = Experiment(llm_preset=asked.llm, slm_preset=asked.slm, llm_layers=4)
     embedder = build_embedder(experiment)
-    ids, _ = embedder.tokenise(texts(options.data, options.texts))
+    ids, _ = embedder.tokenise(texts(asked.data, asked.texts))
     with tempfile.TemporaryDirectory() as folder:
         states = Store(folder).states(embedder.gemma, ids, embedder.depths)
         labels = np.arange(len(ids)) % 2
@@ -43,8 +35,8 @@ def main() -> None:
             "keras": keras_epoch(embedder, batches),
             "input": timed(lambda: list(all_of(batches))),
         }
-        if options.torch_python:
-            runs["torch"] = torch_peer(options, batches)
+        if asked.torch_python:
+            runs["torch"] = torch_peer(asked, batches)
         seconds = alternate(**runs)
     rows = [
         ("seconds an epoch", ", ".join(f"{one:.1f}" for one in seconds["keras"])),
@@ -101,7 +93,7 @@ def padding(batches) -> float:
     return 1 - sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks)
 
 
-def torch_peer(options, batches):
+def torch_peer(asked, batches):
     """Hugging Face's RoBERTa on the same batches."""
     found = {}
     for i, (inputs, labels) in enumerate(all_of(batches)):
@@ -109,7 +101,7 @@ def torch_peer(options, batches):
     path = Path(tempfile.mkdtemp()) / "batches.npz"
     np.savez(path, **found)
     script = Path(__file__).parent / "torch_peer.py"
-    return Peer(options.torch_python, script, "train", options.torch_model, path)
+    return Peer(asked.torch_python, script, "train", asked.torch_model, path)
 
 
 if __name__ == "__main__":

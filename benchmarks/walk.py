@@ -4,12 +4,11 @@ usage: python benchmarks/walk.py --llm presets/gemma3_270m --data data/amazon_co
            [--torch-python PYTHON --torch-model FOLDER] [--texts 512]
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from side_by_side import Peer, alternate, matmul_flops, print_table, ratio, texts, timed
+from side_by_side import Peer, alternate, matmul_flops, options, print_table, ratio, texts, timed
 
 from embedder_helpers import gemma as gemma_module
 from embedder_helpers.gemma import Depth, Gemma
@@ -22,71 +21,61 @@ EPOCHS = 3
 
 def main() -> None:
     """Prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--llm", required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--torch-python")
-    parser.add_argument("--torch-model")
-    parser.add_argument("--texts", type=int, default=512)
-    options = parser.parse_args()
-
-    preset = find_preset("llm_preset", options.llm)
-    gemma = Gemma(preset)
-    everything, _ = gemma.tokenise(texts(options.data), 512)
-    ids = everything.select(range(options.texts))
+    asked = options(__doc__, "llm", texts=512)
+    preset = find_preset("llm_preset", asked.llm)
+    gemma, loaded = Gemma(preset), Gemma(preset)  # a sweep lets go of the weights it loaded
+    everything, _ = gemma.tokenise(texts(asked.data), 512)
+    ids, longest = everything.select(range(asked.texts)), int(everything.lengths.max())
     print(
-        f"{preset.name}, {preset.blocks} blocks; {options.texts} texts of {options.data}, "
-        f"{ids.lengths.sum()} tokens; the longest text of all has {everything.lengths.max()}"
+        f"{preset.name}, {preset.blocks} blocks; {asked.texts} texts of {asked.data}, "
+        f"{ids.lengths.sum()} tokens; the longest text of all has {longest}"
     )
-    all_depths = [Depth(block, "rms") for block in range(1, preset.blocks + 1)]
-    flops = 2 * block_weights(gemma) * preset.blocks * int(ids.lengths.sum())
-
-    def sweep():
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(folder)
-            store.fill(gemma, ids, {depth: np.ones(len(ids), bool) for depth in all_depths})
-
+    flops = 2 * block_weights(loaded) * preset.blocks * int(ids.lengths.sum())
+    last = [Depth(preset.blocks, "rms")]
+    peak = matmul_flops()
     runs = {
-        "walk": timed(lambda: list(gemma.walk(ids, all_depths[-1:]))),
-        "sweep": timed(sweep),
-        "original": original_way(preset, ids, int(everything.lengths.max())),
-        "peak": (lambda peak: lambda: flops / peak())(matmul_flops()),
+        "walk": timed(lambda: list(loaded.walk(ids, last))),
+        "sweep": timed(lambda: sweep(gemma, ids)),
+        "original": original_way(preset, ids, longest),
+        "peak": lambda: flops / peak(),
     }
-    if options.torch_python:
-        runs["torch"] = torch_peer(options, ids)
-    passes = gemma.block_passes
+    if asked.torch_python:
+        runs["torch"] = torch_peer(asked, ids)
     seconds = alternate(**runs)
-    walked = (gemma.block_passes - passes) / len(ids) / (2 * (1 + len(seconds["walk"])))
+    passes = gemma.block_passes / len(ids) / (1 + len(seconds["sweep"]))
+    print_table(figures(asked.texts, preset.blocks, longest, ids, seconds, flops, passes))
 
+
+def sweep(gemma, ids) -> None:
+    """States behind every block, normed, checked and written."""
+    wanted = {Depth(k, "rms"): np.ones(len(ids), bool) for k in range(1, gemma.preset.blocks + 1)}
+    with tempfile.TemporaryDirectory() as folder:
+        Store(folder).fill(gemma, ids, wanted)
+
+
+def figures(count, blocks, longest, ids, seconds, flops, passes) -> list[tuple[str, str]]:
+    """Names and values of what was measured."""
     rows = [
-        ("block-passes of an 18-cutoff sweep, a text", f"{walked:g}"),
+        (f"block-passes of a {blocks}-cutoff sweep, a text", f"{passes:g}"),
         ("useful tokens a second, last block only", rate(ids, seconds["walk"])),
         (
-            "useful tokens a second, 18 cutoffs normed, checked and written",
+            f"useful tokens a second, {blocks} cutoffs normed, checked and written",
             rate(ids, seconds["sweep"]),
         ),
         ("share of the matrix-product peak", ratio(seconds["peak"], seconds["walk"])),
         ("matrix-product peak, GFLOP a second", rate_of(flops / 1e9, seconds["peak"])),
     ]
     if "torch" in seconds:
-        rows.append(
-            (
-                "speed against transformers (torch), same batches",
-                ratio(seconds["torch"], seconds["walk"]),
-            )
-        )
+        speed = ratio(seconds["torch"], seconds["walk"])
+        rows.append(("speed against transformers (torch), same batches", speed))
     # A text costs the original way this much for every cutoff and epoch; measured on a slice.
-    slices = options.texts / SLICE
-    original = [one * slices * preset.blocks * EPOCHS for one in seconds["original"]]
-    rows.append(
-        (
-            f"Gemma's part of an 18-cutoff hybrid sweep, {EPOCHS} epochs, against the original way "
-            f"(all {preset.blocks} blocks, padded to {everything.lengths.max()}, every epoch and "
-            f"cutoff; from {SLICE} texts)",
-            ratio(original, seconds["sweep"]),
-        )
+    original = [one * count / SLICE * blocks * EPOCHS for one in seconds["original"]]
+    name = (
+        f"Gemma's part of an {blocks}-cutoff hybrid sweep, {EPOCHS} epochs, against the original "
+        f"way (all {blocks} blocks, padded to {longest}, every epoch and cutoff; from {SLICE} "
+        "texts)"
     )
-    print_table(rows)
+    return [*rows, (name, ratio(original, seconds["sweep"]))]
 
 
 SLICE = 32  # texts that the original way is measured on: one batch
@@ -94,7 +83,7 @@ SLICE = 32  # texts that the original way is measured on: one batch
 
 def block_weights(gemma: Gemma) -> int:
     """Weights that a token is multiplied with in a block."""
-    gemma._load(1)
+    gemma._load(gemma.preset.blocks)
     return int(sum(np.prod(weight.shape) for weight in gemma._weights(0) if len(weight.shape) > 1))
 
 
@@ -108,7 +97,7 @@ def original_way(preset, ids, longest):
     return timed(lambda: backbone.predict_on_batch(inputs))
 
 
-def torch_peer(options, ids):
+def torch_peer(asked, ids):
     """Hugging Face's model on the same batches of texts of like length, padded to their longest."""
     found = {}
     for i, (rows, _, _) in enumerate(inference_batches(ids.lengths, gemma_module.CPU_TOKENS)):
@@ -117,7 +106,7 @@ def torch_peer(options, ids):
     path = Path(tempfile.mkdtemp()) / "batches.npz"
     np.savez(path, **found)
     script = Path(__file__).parent / "torch_peer.py"
-    return Peer(options.torch_python, script, "encode", options.torch_model, path)
+    return Peer(asked.torch_python, script, "encode", asked.torch_model, path)
 
 
 def rate(ids, seconds) -> str:

@@ -2,7 +2,7 @@
 
 The modules stand in the order in which a text travels: config, platform, presets, local, tasks,
 tokens, streaming, gemma, states, pooling, projection, roberta, embedder, training, protocol, run,
-report, waves, sweep.
+report, figures, waves, sweep.
 Importing the package imports none of them, so that a mistake in a config is told at once.
 """
 

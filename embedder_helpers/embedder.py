@@ -21,7 +21,7 @@ from embedder_helpers.roberta import encode_embeddings, load_roberta
 from embedder_helpers.tokens import Ragged, Stacked, inference_batches, tokenise
 
 EMBEDDING_TOKENS = 4096  # tokens a batch when nothing is trained
-CHUNK = 2048  # texts whose states `encode` holds at a time
+CHUNK = 2048  # texts whose states are held at a time
 
 
 class Embedder:

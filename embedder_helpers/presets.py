@@ -176,9 +176,13 @@ def _json(role: str, path: Path) -> dict[str, Any]:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's files (a second per gigabyte)."""
+    """SHA-256 over the names and contents of a folder's files (a second per gigabyte).
+
+    Not over Keras's `metadata.json`: it says when and by what version the preset was saved.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(path for path in files if path.name != "metadata.json"):
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns))
     return digest.hexdigest()

@@ -1,6 +1,5 @@
-"""The report: results as a table and a figure that a person reads."""
+"""The report: results as tables that a person reads, with their figures beside them."""
 
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,7 @@ from embedder_helpers import presets
 from embedder_helpers.config import InputError, make_experiment
 from embedder_helpers.run import Result, read_result
 
-# The table that the original study published (Gemma 2B and RoBERTa-base; one run each).
-ORIGINAL = Path(__file__).resolve().parent.parent / "results" / "reference" / "original_study.csv"
 KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
-STYLES = ("-", "--", "-.", ":")
-METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
 FIGURE = "scores.png"
 LAYERS = "layers.png"
 TABLE = "table.md"
@@ -182,10 +177,10 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
     Scores are protocol scores; those of several seeds are averaged, and `seeds` tells how many.
     RoBERTa alone comes first, then Gemma alone and the hybrids, the deepest cutoff first.
     """
-    apart = _apart(results)
+    keys = apart(results)
     rows: dict[tuple, dict[tuple[str, str], list]] = {}
     for result in sorted(results, key=_from_the_top):
-        name = ", ".join([embedder_name(result), *_told(result, apart)])
+        name = ", ".join([embedder_name(result), *told(result, keys)])
         scores = rows.setdefault((name, _listed(_layer_numbers(result))), {})
         for metric, words in (("accuracy", "accuracy"), ("f1", "F1")):
             cell = scores.setdefault((result.task["name"], words), [])
@@ -206,143 +201,19 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
     return frame if (frame["seeds"] > 1).any() else frame.drop(columns="seeds")
 
 
-def _apart(results: Sequence[Result]) -> list[str]:
+def apart(results: Sequence[Result]) -> list[str]:
     """Keys, beside seed and task, that tell results of one embedder and task apart."""
     return [key for key in _differing(results) if key not in ("seed", "task")]
 
 
-def _told(result: Result, keys: Sequence[str]) -> list[str]:
+def told(result: Result, keys: Sequence[str]) -> list[str]:
     """These keys and their values, in words, where they determine the result."""
     return [f"{key} {value}" for key, value in _settings(result, keys).items() if value != "-"]
 
 
 def _from_the_top(result: Result) -> tuple:
-    task, kind, trained, found = _place(result)
-    return kind, trained, len(found), [-cutoff for cutoff in found], task
-
-
-def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> Any:
-    """Accuracy and F1 over the cutoff, with the baselines, the floor and the published curve.
-
-    Lines are means over seeds and bands reach from the lowest to the highest seed. Several cutoffs
-    pooled into one have no place on the axis and are left out.
-
-    Args:
-        results: of one or more tasks; each task is a row of panels.
-        path: where to save the figure, if anywhere.
-
-    Returns:
-        The matplotlib figure.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MultipleLocator
-
-    frame = long_table(results)
-    frame["trained"] = [bool(result.history) for result in results]
-    frame["told"] = [", ".join(_told(result, _apart(results))) for result in results]
-    tasks = sorted(frame["task"].unique())
-    figure = Figure(figsize=(10, 3.6 * len(tasks) + 0.6), layout="constrained")
-    panels = figure.subplots(len(tasks), 2, squeeze=False, sharex=True)
-    published = pd.read_csv(ORIGINAL) if ORIGINAL.exists() else frame.iloc[:0]
-    for task, row in zip(tasks, panels, strict=True):
-        for (metric, words), panel in zip(METRICS.items(), row, strict=True):
-            ours = frame[frame["task"] == task]
-            theirs = published[published["task"] == task]
-            _curves(panel, ours, metric)
-            _published(panel, theirs, metric)
-            panel.set_title(
-                f"{task}: {words}" if metric == "accuracy" else words, loc="left", size=10
-            )
-            panel.grid(alpha=0.3)
-            panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[-1]:
-        panel.set_xlabel("cutoff: Gemma's blocks 1 … k")
-        panel.xaxis.set_major_locator(MultipleLocator(2, offset=1))
-    found = [panel.get_legend_handles_labels() for panel in panels[:, 0]]
-    lines = {label: line for pair in found for line, label in zip(*pair, strict=True)}
-    figure.legend(
-        lines.values(), lines.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8
-    )
-    if path:
-        figure.savefig(path, dpi=150)
-    return figure
-
-
-def _curves(panel: Any, frame: pd.DataFrame, metric: str) -> None:
-    """Our scores of one task: a line over cutoffs for each kind, a level for RoBERTa alone."""
-    for kind, color in (("hybrid", "#c50"), ("gemma_only", "#136")):
-        single = frame[(frame["kind"] == kind) & frame["llm_layers"].str.fullmatch(r"\d+")]
-        for (told, group), style in zip(single.groupby("told"), itertools.cycle(STYLES)):
-            scores = group.groupby(group["llm_layers"].astype(int))[metric]
-            label = ", ".join(filter(None, [KIND_NAMES[kind], told]))
-            panel.plot(scores.mean(), style, marker="o", ms=4, color=color, label=label)
-            lowest, highest = scores.min(), scores.max()
-            panel.fill_between(lowest.index, lowest, highest, color=color, alpha=0.15)
-    roberta = frame[frame["kind"] == "roberta_only"]
-    for (trained, told), group in roberta.groupby(["trained", "told"]):
-        label = ", ".join(filter(None, ["RoBERTa only", "" if trained else "untrained", told]))
-        panel.axhline(group[metric].mean(), color="#383", ls="-" if trained else "--", label=label)
-    floor = "floor_accuracy" if metric == "accuracy" else "floor_f1"
-    panel.axhline(frame[floor].iloc[0], color="#777", ls=":", label="floor: the commonest label")
-
-
-def _published(panel: Any, frame: pd.DataFrame, metric: str) -> None:
-    """The original study's hybrid and RoBERTa alone, in grey."""
-    hybrid = frame[frame["kind"] == "hybrid"]
-    if len(hybrid):
-        panel.plot(
-            hybrid["llm_layers"], hybrid[metric], ".-", lw=0.8, color="#aaa",
-            label="original study (Gemma 2B, RoBERTa-base): hybrid",
-        )  # fmt: skip
-        alone = frame.loc[frame["kind"] == "roberta_only", metric].iloc[0]
-        panel.axhline(alone, color="#aaa", lw=0.8, ls="-.", label="original study: RoBERTa only")
-
-
-def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
-    """Accuracy and F1 of each result with its single protocol experiments, floor and head score.
-
-    Args:
-        results: of one or more tasks; each task is a row of panels.
-        path: where to save the figure, if anywhere.
-
-    Returns:
-        The matplotlib figure.
-    """
-    from matplotlib.figure import Figure
-
-    tasks = list(dict.fromkeys(result.task["name"] for result in results))
-    by_task = {task: [one for one in results if one.task["name"] == task] for task in tasks}
-    heights = [0.8 + 0.42 * len(found) for found in by_task.values()]
-    figure = Figure(figsize=(9.5, sum(heights) + 0.5), layout="constrained")
-    panels = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights, sharey="row")
-    for (task, found), row in zip(by_task.items(), panels, strict=True):
-        for (metric, words), panel in zip(METRICS.items(), row, strict=True):
-            _panel(panel, found, metric)
-            panel.set_title(
-                f"{task}: {words}" if metric == "accuracy" else words, loc="left", size=10
-            )
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=4, frameon=False, fontsize=8)
-    if path:
-        figure.savefig(path, dpi=150)
-    return figure
-
-
-def _panel(panel: Any, results: Sequence[Result], metric: str) -> None:
-    """One metric: a dot for the protocol mean, ticks for its experiments, a cross for the head."""
-    places = range(len(results))
-    for place, result in zip(places, results, strict=True):
-        single = [one[metric] for one in result.experiments]
-        label = "single draw" if place == 0 else None
-        panel.plot(single, [place] * len(single), "|", color="#9ab", ms=9, label=label)
-    panel.plot([one.scores[metric] for one in results], places, "o", color="#136", label="protocol")
-    heads = [one.head[metric] if one.head else None for one in results]
-    panel.plot(heads, places, "x", color="#c50", label="head")
-    panel.axvline(results[0].floor[metric], color="#777", ls=":", label="floor")
-    panel.set_yticks(places, [embedder_name(one) for one in results], fontsize=9)
-    panel.set_ylim(len(results) - 0.5, -0.5)
-    panel.grid(axis="x", alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
+    task, kind, trained, pooled, found = _place(result)
+    return kind, trained, pooled, [-cutoff for cutoff in found], task
 
 
 def publish(results: Sequence[Result], out: str | Path) -> None:
@@ -350,14 +221,16 @@ def publish(results: Sequence[Result], out: str | Path) -> None:
 
     Where results have several cutoffs, the layer table and the curves over the cutoff are added.
     """
+    from embedder_helpers import figures
+
     folder = Path(out)
     text = as_text(results)
     files = [folder / TABLE, folder / FIGURE]
-    plot(results, folder / FIGURE)
+    figures.plot(results, folder / FIGURE)
     (folder / LAYERS).unlink(missing_ok=True)  # of other results
     if len({tuple(result.cutoffs) for result in results if result.cutoffs}) > 2:
         text = as_markdown(layer_table(results)) + "\n" + text
-        plot_layers(results, folder / LAYERS)
+        figures.plot_layers(results, folder / LAYERS)
         files.append(folder / LAYERS)
     print(text)
     (folder / TABLE).write_text(text, encoding="utf-8")
@@ -384,4 +257,5 @@ def _results(folder: str | Path) -> list[Result]:
 
 def _place(result: Result) -> tuple:
     kind = ("roberta_only", "gemma_only", "hybrid").index(result.experiment["kind"])
-    return result.task["name"], kind, bool(result.history), result.cutoffs
+    pooled = len(result.cutoffs)  # several cutoffs pooled come after single ones
+    return result.task["name"], kind, bool(result.history), pooled, result.cutoffs

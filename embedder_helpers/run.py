@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # both bring in Keras, seconds that a mistake should not wait
 
 # Keys that say where an input is; its fingerprint says what it is.
 PLACES = ("task", "task_data", "text_column", "label_column", "llm_preset", "slm_preset")
-CHUNK = 2048  # texts that are embedded at a time
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,9 @@ def run(plan: Plan, store: "Store") -> Result:
     """
     from embedder_helpers.embedder import build_embedder
 
-    experiment, task = plan.experiment, plan.task
+    task = plan.task
     clock = _Clock()
-    embedder = build_embedder(experiment, plan.presets)
+    embedder = build_embedder(plan.experiment, plan.presets)
     clock.stop("load")
 
     head, history, cut = None, [], {}
@@ -153,18 +152,8 @@ def run(plan: Plan, store: "Store") -> Result:
     )
     clock.stop("score")
 
-    preset = plan.presets.get("llm_preset")
     return Result(
-        experiment=experiment.as_dict(),
-        task={
-            "name": task.name,
-            "samples_per_label": task.samples_per_label,
-            "labels": len(task.classes),
-            "texts": {name: len(part) for name, part in plan.rows.items()},
-            "notes": list(task.notes),
-        },
-        cutoffs=list(cutoffs(experiment.llm_layers, preset.blocks)) if preset else [],
-        blocks=preset.blocks if preset else None,
+        **_given(plan),
         scores=scores.mean,
         experiments=list(scores.experiments),
         head=_head_metrics(head, test, task) if head else None,
@@ -174,8 +163,25 @@ def run(plan: Plan, store: "Store") -> Result:
         seconds=clock.total(),
         versions=platform.versions(),
         device=[*platform.devices(), f"trained in {platform.training_dtype()}"],
-        inputs=plan.inputs,
     )
+
+
+def _given(plan: Plan) -> dict[str, Any]:
+    """The fields of a Result that tell what went in."""
+    experiment, task, preset = plan.experiment, plan.task, plan.presets.get("llm_preset")
+    return {
+        "experiment": experiment.as_dict(),
+        "task": {
+            "name": task.name,
+            "samples_per_label": task.samples_per_label,
+            "labels": len(task.classes),
+            "texts": {name: len(part) for name, part in plan.rows.items()},
+            "notes": list(task.notes),
+        },
+        "cutoffs": list(cutoffs(experiment.llm_layers, preset.blocks)) if preset else [],
+        "blocks": preset.blocks if preset else None,
+        "inputs": plan.inputs,
+    }
 
 
 def _train(
@@ -213,6 +219,8 @@ def _embed(
 
     A chunk's states come from the store if all are there; else they are computed and not kept.
     """
+    from embedder_helpers.embedder import CHUNK
+
     different = list(dict.fromkeys(texts))
     embeddings = np.empty((len(different), embedder.width), "float32")
     for start in range(0, len(different), CHUNK):

@@ -139,20 +139,7 @@ def fit(
     """
     batches = Batches(*train, experiment)
     steps = len(batches) * experiment.epochs
-    rate = keras.optimizers.schedules.PolynomialDecay(
-        experiment.learning_rate, decay_steps=steps, end_learning_rate=0.0
-    )
-    new_rate = experiment.projection_learning_rate / experiment.learning_rate
-    optimizer = TwoRateAdamW(rate, new_rate)
-    if any(layer.compute_dtype == "float16" for layer in classifier.layers):
-        # Small gradients vanish in float16; a step whose gradients overflow is left out.
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    classifier.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=False,  # XLA compiles the whole step for every bucket: longer than an epoch
-    )
+    _compile(classifier, experiment, steps)
     best = keras.callbacks.EarlyStopping(
         "val_accuracy", mode="max", patience=experiment.epochs, restore_best_weights=True
     )
@@ -172,3 +159,21 @@ def fit(
         )
     epochs = zip(*history.values(), strict=True)
     return [dict(zip(history, map(float, epoch), strict=True)) for epoch in epochs]
+
+
+def _compile(classifier: keras.Model, experiment: Experiment, steps: int) -> None:
+    """Gives the classifier its loss, and its optimizer with rates that decay to 0."""
+    rate = keras.optimizers.schedules.PolynomialDecay(
+        experiment.learning_rate, decay_steps=steps, end_learning_rate=0.0
+    )
+    new_rate = experiment.projection_learning_rate / experiment.learning_rate
+    optimizer = TwoRateAdamW(rate, new_rate)
+    if any(layer.compute_dtype == "float16" for layer in classifier.layers):
+        # Small gradients vanish in float16; a step whose gradients overflow is left out.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    classifier.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,  # XLA compiles the whole step for every bucket: longer than an epoch
+    )

@@ -7,6 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from made_presets import write_gemma
 
 from embedder_helpers import gemma as gemma_module
 from embedder_helpers.config import Experiment, InputError
@@ -216,20 +217,7 @@ def test_last_norms_the_last_block_only_as_the_original_study_did():
 @pytest.fixture(scope="module", params=FAMILIES)
 def family_preset(request, tmp_path_factory):
     """A tiny Gemma 2 or 3 whose last block begins the pattern of its kinds anew."""
-    shape = dict(
-        vocabulary_size=1000, num_layers=7, num_query_heads=2, num_key_value_heads=1,
-        hidden_dim=16, intermediate_dim=32, head_dim=8, use_post_ffw_norm=True,
-        use_post_attention_norm=True, use_sliding_window_attention=True, sliding_window_size=4,
-    )  # fmt: skip
-    models = keras_hub.models
-    if request.param == "gemma2":
-        backbone = models.GemmaBackbone(**shape, attention_logit_soft_cap=50.0)
-    else:
-        backbone = models.Gemma3Backbone(**shape, image_size=None)
-    folder = tmp_path_factory.mktemp(request.param)
-    backbone.save_to_preset(str(folder))
-    models.Tokenizer.from_preset(TINY.handle).save_to_preset(str(folder))
-    return find_preset("llm_preset", str(folder))
+    return write_gemma(request.param, 7, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")

@@ -288,6 +288,13 @@ def test_folders_of_the_same_content_have_the_same_fingerprint(tmp_path):
     assert folder_fingerprint(first) == folder_fingerprint(second)
 
 
+def test_when_a_preset_was_saved_does_not_change_its_fingerprint(tmp_path):
+    preset = write_preset(tmp_path / "preset", HF_GEMMA)
+    before = folder_fingerprint(preset)
+    (preset / "metadata.json").write_text('{"date_saved": "2026-01-01@00:00:00"}')
+    assert folder_fingerprint(preset) == before
+
+
 def change_content(folder):
     (folder / "assets" / "vocabulary.txt").write_text("b")
 

@@ -190,7 +190,7 @@ def test_texts_are_embedded_a_chunk_at_a_time_to_the_same_scores(
 ):
     asked = experiment(task_folder, epochs=0)
     whole = run(asked, tmp_path / "whole")
-    monkeypatch.setattr("embedder_helpers.run.CHUNK", 5)
+    monkeypatch.setattr("embedder_helpers.embedder.CHUNK", 5)
     assert run(asked, tmp_path / "chunks").scores == whole.scores
 
 

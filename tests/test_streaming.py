@@ -8,6 +8,7 @@ import h5py
 import keras_hub
 import numpy as np
 import pytest
+from made_presets import write_gemma
 
 from embedder_helpers import gemma as gemma_module
 from embedder_helpers import presets
@@ -105,18 +106,7 @@ def test_a_streamed_walk_goes_on_from_raw_states():
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 def test_streamed_blocks_of_several_kinds_give_the_states_of_the_model_in_memory(family, tmp_path):
     # Nine blocks, so that the pattern of kinds begins anew; texts are longer than the window.
-    shape = dict(
-        vocabulary_size=1000, num_layers=9, num_query_heads=2, num_key_value_heads=1,
-        hidden_dim=16, intermediate_dim=32, head_dim=8, use_post_ffw_norm=True,
-        use_post_attention_norm=True, use_sliding_window_attention=True, sliding_window_size=4,
-    )  # fmt: skip
-    if family == "gemma2":
-        model = keras_hub.models.GemmaBackbone(**shape, attention_logit_soft_cap=50.0)
-    else:
-        model = keras_hub.models.Gemma3Backbone(**shape, image_size=None)
-    model.save_to_preset(str(tmp_path))
-    gemma(False).tokenizer.save_to_preset(str(tmp_path))
-    preset = find_preset("llm_preset", str(tmp_path))
+    preset = write_gemma(family, 9, tmp_path)
     wanted = [Depth(cutoff, "none") for cutoff in (1, 5, 6, 7, 9)]
     few = ids().select([0, 1])
     found, expected = (Gemma(preset, stream).states(few, wanted) for stream in (True, False))
@@ -230,32 +220,27 @@ def datasets(group):
     return found
 
 
-def test_a_weight_of_another_shape_is_refused_with_its_block(copied):
+def widen(block):
+    place, weight = next(iter(datasets(block).items()))
+    wider = np.zeros((*weight.shape[:-1], weight.shape[-1] + 1), "float32")
+    del block[place]
+    block[place] = wider
+
+
+def drop(block):
+    del block[next(iter(datasets(block)))]
+
+
+@pytest.mark.parametrize("harm", [widen, drop])
+def test_a_weight_of_another_shape_or_none_is_refused_with_its_block(copied, harm):
     preset, path = copied
 
-    def widen(layers):
-        block = layers[next(name for name in layers if name.endswith("decoder_block_4"))]
-        place, weight = next(iter(datasets(block).items()))
-        wider = np.zeros((*weight.shape[:-1], weight.shape[-1] + 1), "float32")
-        del block[place]
-        block[place] = wider
+    def harmed(layers):
+        harm(layers[next(name for name in layers if name.endswith("decoder_block_4"))])
 
-    change(path, widen)
+    change(path, harmed)
     read = block_reader(preset, backbone().transformer_layers[0])
     read(3)
-    with pytest.raises(InputError, match="block 5 holds other weights.*stream_blocks: false"):
-        read(4)
-
-
-def test_a_weight_that_is_not_there_is_refused_with_its_block(copied):
-    preset, path = copied
-
-    def drop(layers):
-        block = layers[next(name for name in layers if name.endswith("decoder_block_4"))]
-        del block[next(iter(datasets(block)))]
-
-    change(path, drop)
-    read = block_reader(preset, backbone().transformer_layers[0])
     with pytest.raises(InputError, match="block 5 holds other weights.*stream_blocks: false"):
         read(4)
 

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from made_task import write_task
 
 from embedder_helpers import sweep as sweep_module
 from embedder_helpers.config import Experiment, InputError
@@ -145,19 +146,6 @@ def test_every_config_of_the_project_is_a_sweep(path):
 
 
 # A sweep
-
-
-def write_task(folder):
-    """A small task in two classes that a model can tell apart; its texts are of one bucket."""
-    folder.mkdir()
-    for split, count in (("train", 24), ("validation", 8), ("test", 12)):
-        rows = [
-            {"text": f"The {'rain fell' if i % 2 else 'sun shone'} on day {i} of {split}.",
-             "label": i % 2}
-            for i in range(count)
-        ]  # fmt: skip
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 def score_of(result):

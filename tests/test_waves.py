@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from made_task import write_task
 
 from embedder_helpers import embedder as embedder_module
 from embedder_helpers import gemma as gemma_module
@@ -45,19 +46,6 @@ def one_gemma_for_all(monkeypatch):
     monkeypatch.setattr(embedder_module, "Gemma", kept_gemma)
     monkeypatch.setattr(gemma_module, "CPU_TOKENS", 8 * 24)
     monkeypatch.setattr(gemma_module, "GPU_TOKENS", 8 * 24)
-
-
-def write_task(folder, word, counts):
-    """A task of two classes as jsonl files; its texts are all of one length bucket."""
-    folder.mkdir()
-    for split, count in counts.items():
-        rows = [
-            {"text": f"The {word} {'fell' if i % 2 else 'rose'} on day {i} of {split}.",
-             "label": i % 2}
-            for i in range(count)
-        ]  # fmt: skip
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 @pytest.fixture

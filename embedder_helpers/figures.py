@@ -1,0 +1,142 @@
+"""Figures: scores of each embedder, and curves over the cutoff."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from embedder_helpers.report import KIND_NAMES, apart, embedder_name, long_table, told
+from embedder_helpers.run import Result
+
+# The table that the original study published (Gemma 2B and RoBERTa-base; one run each).
+ORIGINAL = Path(__file__).resolve().parent.parent / "results" / "reference" / "original_study.csv"
+STYLES = ("-", "--", "-.", ":")
+METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
+
+
+def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> Any:
+    """Accuracy and F1 over the cutoff, with the baselines, the floor and the published curve.
+
+    Lines are means over seeds and bands reach from the lowest to the highest seed. Several cutoffs
+    pooled into one have no place on the axis and are left out.
+
+    Args:
+        results: of one or more tasks; each task is a row of panels.
+        path: where to save the figure, if anywhere.
+
+    Returns:
+        The matplotlib figure.
+    """
+    from matplotlib.ticker import MultipleLocator
+
+    frame = long_table(results)
+    keys = apart(results)
+    frame["trained"] = [bool(result.history) for result in results]
+    frame["told"] = [", ".join(told(result, keys)) for result in results]
+    tasks = sorted(frame["task"].unique())
+    figure, panels = _panels(tasks, [3.6] * len(tasks), sharex=True)
+    published = pd.read_csv(ORIGINAL) if ORIGINAL.exists() else frame.iloc[:0]
+    for task, row in zip(tasks, panels, strict=True):
+        for metric, panel in zip(METRICS, row, strict=True):
+            _curves(panel, frame[frame["task"] == task], metric)
+            _published(panel, published[published["task"] == task], metric)
+            panel.grid(alpha=0.3)
+    for panel in panels[-1]:
+        panel.set_xlabel("cutoff: Gemma's blocks 1 … k")
+        panel.xaxis.set_major_locator(MultipleLocator(2, offset=1))
+    return _finished(figure, panels, path)
+
+
+def _curves(panel: Any, frame: pd.DataFrame, metric: str) -> None:
+    """Our scores of one task: a line over cutoffs for each kind, a level for RoBERTa alone."""
+    for kind, color in (("hybrid", "#c50"), ("gemma_only", "#136")):
+        single = frame[(frame["kind"] == kind) & frame["llm_layers"].str.fullmatch(r"\d+")]
+        for (setting, group), style in zip(single.groupby("told"), itertools.cycle(STYLES)):
+            scores = group.groupby(group["llm_layers"].astype(int))[metric]
+            label = ", ".join(filter(None, [KIND_NAMES[kind], setting]))
+            panel.plot(scores.mean(), style, marker="o", ms=4, color=color, label=label)
+            lowest, highest = scores.min(), scores.max()
+            panel.fill_between(lowest.index, lowest, highest, color=color, alpha=0.15)
+    roberta = frame[frame["kind"] == "roberta_only"]
+    for (trained, setting), group in roberta.groupby(["trained", "told"]):
+        words = ["RoBERTa only", "" if trained else "untrained", setting]
+        label = ", ".join(filter(None, words))
+        panel.axhline(group[metric].mean(), color="#383", ls="-" if trained else "--", label=label)
+    floor = "floor_accuracy" if metric == "accuracy" else "floor_f1"
+    panel.axhline(frame[floor].iloc[0], color="#777", ls=":", label="floor: the commonest label")
+
+
+def _published(panel: Any, frame: pd.DataFrame, metric: str) -> None:
+    """The original study's hybrid and RoBERTa alone, in grey."""
+    hybrid = frame[frame["kind"] == "hybrid"]
+    if len(hybrid):
+        panel.plot(
+            hybrid["llm_layers"], hybrid[metric], ".-", lw=0.8, color="#aaa",
+            label="original study (Gemma 2B, RoBERTa-base): hybrid",
+        )  # fmt: skip
+        alone = frame.loc[frame["kind"] == "roberta_only", metric].iloc[0]
+        panel.axhline(alone, color="#aaa", lw=0.8, ls="-.", label="original study: RoBERTa only")
+
+
+def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
+    """Accuracy and F1 of each result with its single protocol experiments, floor and head score.
+
+    Args:
+        results: of one or more tasks; each task is a row of panels.
+        path: where to save the figure, if anywhere.
+
+    Returns:
+        The matplotlib figure.
+    """
+    tasks = list(dict.fromkeys(result.task["name"] for result in results))
+    by_task = {task: [one for one in results if one.task["name"] == task] for task in tasks}
+    heights = [0.8 + 0.42 * len(found) for found in by_task.values()]
+    figure, panels = _panels(tasks, heights, sharey="row")
+    for found, row in zip(by_task.values(), panels, strict=True):
+        for metric, panel in zip(METRICS, row, strict=True):
+            _panel(panel, found, metric)
+    return _finished(figure, panels, path)
+
+
+def _panel(panel: Any, results: Sequence[Result], metric: str) -> None:
+    """One metric: a dot for the protocol mean, ticks for its experiments, a cross for the head."""
+    places = range(len(results))
+    for place, result in zip(places, results, strict=True):
+        single = [one[metric] for one in result.experiments]
+        label = "single draw" if place == 0 else None
+        panel.plot(single, [place] * len(single), "|", color="#9ab", ms=9, label=label)
+    panel.plot([one.scores[metric] for one in results], places, "o", color="#136", label="protocol")
+    heads = [one.head[metric] if one.head else None for one in results]
+    panel.plot(heads, places, "x", color="#c50", label="head")
+    panel.axvline(results[0].floor[metric], color="#777", ls=":", label="floor")
+    panel.set_yticks(places, [embedder_name(one) for one in results], fontsize=9)
+    panel.set_ylim(len(results) - 0.5, -0.5)
+    panel.grid(axis="x", alpha=0.3)
+
+
+def _panels(tasks: Sequence[str], heights: Sequence[float], **shared: Any) -> tuple[Any, Any]:
+    """A figure, and `(tasks, 2)` titled panels: a row per task of so many inches, its metrics."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
+    panels = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights, **shared)
+    for task, row in zip(tasks, panels, strict=True):
+        for (metric, words), panel in zip(METRICS.items(), row, strict=True):
+            title = f"{task}: {words}" if metric == "accuracy" else words
+            panel.set_title(title, loc="left", size=10)
+            panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _finished(figure: Any, panels: Any, path: str | Path | None) -> Any:
+    """The figure with one legend for all its panels, saved if asked for."""
+    found = [panel.get_legend_handles_labels() for panel in panels[:, 0]]
+    lines = {label: line for pair in found for line, label in zip(*pair, strict=True)}
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8
+    )
+    if path:
+        figure.savefig(path, dpi=150)
+    return figure

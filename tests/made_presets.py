@@ -1,0 +1,23 @@
+"""Presets of tiny models of families that are not built in."""
+
+import keras_hub
+
+from embedder_helpers.presets import Preset, find_preset
+
+
+def write_gemma(family: str, blocks: int, folder) -> Preset:
+    """A tiny Gemma 2 or 3, random, whose texts can be longer than its window."""
+    shape = dict(
+        vocabulary_size=1000, num_layers=blocks, num_query_heads=2, num_key_value_heads=1,
+        hidden_dim=16, intermediate_dim=32, head_dim=8, use_post_ffw_norm=True,
+        use_post_attention_norm=True, use_sliding_window_attention=True, sliding_window_size=4,
+    )  # fmt: skip
+    models = keras_hub.models
+    if family == "gemma2":
+        backbone = models.GemmaBackbone(**shape, attention_logit_soft_cap=50.0)
+    else:
+        backbone = models.Gemma3Backbone(**shape, image_size=None)
+    backbone.save_to_preset(str(folder))
+    tokenizer = find_preset("llm_preset", "tiny_gemma").handle
+    models.Tokenizer.from_preset(tokenizer).save_to_preset(str(folder))
+    return find_preset("llm_preset", str(folder))

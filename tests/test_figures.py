@@ -1,0 +1,96 @@
+import numpy as np
+import pandas as pd
+import pytest
+from made_results import EMOTION, TRAINED, result
+
+from embedder_helpers import figures
+
+
+def test_the_figure_shows_every_embedder_and_the_floor(tmp_path):
+    results = [result(), result("roberta_only", ())]
+    figure = figures.plot(results, tmp_path / "scores.png")
+    accuracy = figure.axes[0]
+    names = [label.get_text() for label in accuracy.get_yticklabels()]
+    assert names == ["hybrid [1-10]", "RoBERTa only"]
+    assert (tmp_path / "scores.png").stat().st_size > 1000
+
+
+def lines(panel):
+    """The lines of a panel by their labels: places and heights."""
+    return {
+        line.get_label(): (np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))
+        for line in panel.get_lines()
+    }
+
+
+SWEPT = [
+    *(result(cutoffs=(k,), accuracy=k / 20, seed=seed) for k in (1, 10, 18) for seed in (1, 2)),
+    result(cutoffs=(1,), accuracy=0.25, seed=3),
+    *(result("gemma_only", (k,), accuracy=k / 30) for k in (18, 5)),
+    result(cutoffs=(1, 18), accuracy=0.99),
+    result("roberta_only", (), 0.9, history=TRAINED),
+    result("roberta_only", (), 0.4, epochs=0),
+]
+
+
+def test_the_curves_stand_at_their_cutoffs_with_the_means_over_seeds(tmp_path):
+    figure = figures.plot_layers(SWEPT, tmp_path / "layers.png")
+    found = lines(figure.axes[0])
+    places, heights = found["hybrid"]
+    assert places.tolist() == [1, 10, 18]
+    assert heights.tolist() == pytest.approx([(0.05 + 0.05 + 0.25) / 3, 0.5, 0.9])
+    places, heights = found["Gemma only"]
+    assert places.tolist() == [5, 18] and heights.tolist() == pytest.approx([5 / 30, 0.6])
+    assert (tmp_path / "layers.png").stat().st_size > 1000
+
+
+def test_curves_of_other_settings_are_apart_and_named():
+    results = [
+        *(result(cutoffs=(k,), accuracy=k / 20, pooling="mean") for k in (5, 10)),
+        *(result(cutoffs=(k,), accuracy=k / 40, pooling="max") for k in (5, 10)),
+    ]
+    found = lines(figures.plot_layers(results).axes[0])
+    assert found["hybrid, pooling mean"][1].tolist() == [0.25, 0.5]
+    assert found["hybrid, pooling max"][1].tolist() == [0.125, 0.25]
+    assert "hybrid" not in found
+
+
+def test_the_curves_come_for_accuracy_and_for_f1():
+    accuracy, f1 = figures.plot_layers(SWEPT).axes
+    _, heights = lines(accuracy)["Gemma only"]
+    np.testing.assert_allclose(lines(f1)["Gemma only"][1], heights - 0.1)
+
+
+def test_roberta_alone_and_the_floor_are_levels():
+    accuracy, f1 = (lines(panel) for panel in figures.plot_layers(SWEPT).axes)
+    assert set(accuracy["RoBERTa only"][1]) == {0.9}
+    assert set(accuracy["RoBERTa only, untrained"][1]) == {0.4}
+    assert set(accuracy["floor: the commonest label"][1]) == {0.5}
+    assert set(f1["floor: the commonest label"][1]) == {0.33}
+
+
+@pytest.mark.parametrize("task", [EMOTION, "AmazonCounterfactualClassification"])
+def test_the_original_studys_curve_stands_beside_ours_on_its_tasks(task):
+    panels = figures.plot_layers([result(task=task)]).axes
+    rows = pd.read_csv(figures.ORIGINAL).query("task == @task")
+    hybrid = rows[rows["kind"] == "hybrid"]
+    assert len(hybrid) > 2
+    for panel, metric in zip(panels, ("accuracy", "f1"), strict=True):
+        (curve,) = [label for label in lines(panel) if "hybrid" in label and "original" in label]
+        places, heights = lines(panel)[curve]
+        assert dict(zip(places, heights, strict=True)) == dict(
+            zip(hybrid["llm_layers"], hybrid[metric], strict=True)
+        )
+        level = rows.loc[rows["kind"] == "roberta_only", metric].item()
+        assert set(lines(panel)["original study: RoBERTa only"][1]) == {level}
+
+
+def test_another_task_has_no_published_curve():
+    for panel in figures.plot_layers([result()]).axes:
+        assert not any("original" in label for label in lines(panel))
+
+
+def test_each_task_has_a_row_of_panels():
+    figure = figures.plot_layers([result(), result(task=EMOTION)])
+    titles = [panel.get_title(loc="left") for panel in figure.axes]
+    assert titles == [f"{EMOTION}: accuracy", "macro F1", "weather: accuracy", "macro F1"]
