@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from side_by_side import print_table, texts
+from side_by_side import texts
 
 TEXTS = (64, 256, 1024)
 CUTOFFS = (6, 12, 18)
@@ -29,16 +29,19 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options, **json.loads(options.one))))
         return
-    rows = []
+    print("| run | seconds for 1000 tokens; peak memory |\n|---|---|")
     for count in TEXTS:
-        one = apart(options, count=count, cutoff=6, stream=False)
-        rows.append((f"{count} texts, k = 6: seconds for 1000 tokens; peak memory", told(one)))
+        tell(options, count=count, cutoff=CUTOFFS[0], stream=False)
     for stream in (False, True):
         for cutoff in CUTOFFS:
-            one = apart(options, count=TEXTS[1], cutoff=cutoff, stream=stream)
-            words = "streamed" if stream else "resident"
-            rows.append((f"{words}, k = {cutoff}: seconds for 1000 tokens; peak memory", told(one)))
-    print_table(rows)
+            tell(options, count=TEXTS[1], cutoff=cutoff, stream=stream)
+
+
+def tell(options: argparse.Namespace, count: int, cutoff: int, stream: bool) -> None:
+    """Prints a row as soon as it is measured."""
+    one = apart(options, count=count, cutoff=cutoff, stream=stream)
+    words = "streamed" if stream else "resident"
+    print(f"| {count} texts, k = {cutoff}, {words} | {told(one)} |", flush=True)
 
 
 def apart(options: argparse.Namespace, **keys) -> dict:

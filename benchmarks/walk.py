@@ -38,6 +38,7 @@ def main() -> None:
         "sweep": timed(lambda: sweep(gemma, ids)),
         "original": original_way(preset, ids, longest),
         "peak": lambda: flops / peak(),
+        "products": block_products(loaded, int(ids.lengths.sum())),
     }
     if asked.torch_python:
         runs["torch"] = torch_peer(asked, ids)
@@ -63,6 +64,11 @@ def figures(count, blocks, longest, ids, seconds, flops, passes) -> list[tuple[s
             rate(ids, seconds["sweep"]),
         ),
         ("share of the matrix-product peak", ratio(seconds["peak"], seconds["walk"])),
+        (
+            "the same of the blocks' own products alone, without padding",
+            ratio(seconds["peak"], seconds["products"]),
+        ),
+        ("padding, share of the tokens computed", f"{padding(ids):.2f}"),
         ("matrix-product peak, GFLOP a second", rate_of(flops / 1e9, seconds["peak"])),
     ]
     if "torch" in seconds:
@@ -85,6 +91,34 @@ def block_weights(gemma: Gemma) -> int:
     """Weights that a token is multiplied with in a block."""
     gemma._load(gemma.preset.blocks)
     return int(sum(np.prod(weight.shape) for weight in gemma._weights(0) if len(weight.shape) > 1))
+
+
+def block_products(gemma: Gemma, tokens: int):
+    """A run of nothing but the blocks' matrix products, on so many tokens in whole batches.
+
+    It is what a walk without attention scores, norms, activations and padding would take.
+    """
+    import tensorflow as tf
+
+    width, most = gemma.preset.width, gemma_module.CPU_TOKENS
+    weights = [tf.reshape(one, (width, -1)) for one in gemma._weights(0) if len(one.shape) > 1]
+    states = tf.random.normal((most, width))
+    product = tf.function(
+        lambda states: sum(tf.reduce_sum(states @ weight) for weight in weights), jit_compile=True
+    )
+
+    def run() -> None:
+        for _ in range(gemma.preset.blocks):
+            product(states).numpy()
+
+    one_batch = timed(run)
+    return lambda: one_batch() * tokens / most
+
+
+def padding(ids) -> float:
+    """Share of the tokens computed that are padding."""
+    batches = inference_batches(ids.lengths, gemma_module.CPU_TOKENS)
+    return 1 - ids.lengths.sum() / sum(length * texts for _, length, texts in batches)
 
 
 def original_way(preset, ids, longest):
