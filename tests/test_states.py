@@ -241,7 +241,7 @@ def other_preset(tmp_path):
     """The tiny model under its own name, elsewhere, with a byte more in one of its files."""
     folder = tmp_path / "elsewhere" / "tiny_gemma"
     shutil.copytree(TINY.handle, folder)
-    with (folder / "metadata.json").open("a") as file:
+    with (folder / "config.json").open("a") as file:
         file.write("\n")
     return find_preset("llm_preset", str(folder))
 
