@@ -121,7 +121,7 @@ KINDS = ("hybrid", "gemma_only", "roberta_only")
 DATA_KEYS = ("task", "task_data", "text_column", "label_column", "samples_per_label")
 TASK_KEYS = (*DATA_KEYS, "max_tokens", "pooling")
 GEMMA_KEYS = ("llm_preset", "llm_layers", "final_norm")
-PROJECTION_KEYS = ("fusion", "projection")
+PROJECTION_KEYS = ("fusion", "projection", "projection_start")
 ROBERTA_KEYS = ("slm_preset", "epochs")
 TRAINING_KEYS = (
     "batch_size",
@@ -179,6 +179,12 @@ class Experiment:
     )
     fusion: str = key("replace", one_of("replace"), "how projected states enter RoBERTa")
     projection: str = key("linear", one_of("linear", "mlp"), "the projection into RoBERTa's space")
+    projection_start: str = key(
+        "ridge",
+        one_of("ridge", "random"),
+        "the projection before training: `ridge`, the closed-form map into RoBERTa's embeddings, "
+        "or `random`",
+    )
     slm_preset: str = key(
         "tiny_roberta",
         text(),
@@ -243,6 +249,8 @@ class Experiment:
             names += ("layer_pooling",) if _several(self.llm_layers) else ()
         if self.kind == "hybrid":
             names += PROJECTION_KEYS
+            if self.projection_start == "ridge" and not self.epochs:
+                names += ("train_split", "max_train_texts")
         if self.kind != "gemma_only":
             names += ROBERTA_KEYS + (TRAINING_KEYS if self.epochs else ())
         if self.kind == "hybrid" or (self.kind == "roberta_only" and self.epochs):

@@ -16,9 +16,9 @@ from embedder_helpers.gemma import Depth, Gemma, depths
 from embedder_helpers.local import check_texts
 from embedder_helpers.pooling import LayerPooling, pool
 from embedder_helpers.presets import Preset, find_presets
-from embedder_helpers.projection import build_projection
+from embedder_helpers.projection import Ridge, aligned_pairs, build_projection, ridge, start_at
 from embedder_helpers.roberta import encode_embeddings, load_roberta
-from embedder_helpers.tokens import Ragged, Stacked, inference_batches, tokenise
+from embedder_helpers.tokens import Ragged, Stacked, align, inference_batches, tokenise
 
 EMBEDDING_TOKENS = 4096  # tokens a batch when nothing is trained
 CHUNK = 2048  # texts whose states are held at a time
@@ -150,6 +150,8 @@ class WithRoberta(Embedder):
                 dtype if self.depths[0].dtype == "float16" else "float32",
             )
             embeddings = projection(states)
+            self.projection, self.token_embedding = projection, roberta.token_embedding
+            self.layer_pooling = experiment.layer_pooling
         mask = keras.Input((None,), dtype="int32", name="mask")
         states = ops.cast(encode_embeddings(roberta, embeddings, mask), "float32")
         self.model = _model(inputs, mask, pool(states, mask, experiment.pooling))
@@ -163,6 +165,23 @@ class WithRoberta(Embedder):
         if self.gemma:
             return self.gemma.tokenise(texts, self.max_tokens)
         return tokenise(self.tokenizer, texts, self.max_tokens, end=True)
+
+    def start_projection(
+        self, texts: Sequence[str], ids: Ragged, states: Ragged | Stacked
+    ) -> Ridge:
+        """Starts the projection in closed form.
+
+        Args:
+            texts: training texts.
+            ids: their Gemma token ids.
+            states: their states at `depths`.
+        """
+        slm_ids, _ = tokenise(self.tokenizer, texts, self.max_tokens, end=True)
+        places = align((self.gemma.tokenizer, ids), (self.tokenizer, slm_ids))
+        table = ops.convert_to_numpy(self.token_embedding.embeddings)
+        found = ridge(aligned_pairs(states, places, slm_ids, table, self.layer_pooling))
+        start_at(self.projection, found)
+        return found
 
     def forward_work(self, lengths: np.ndarray) -> float:
         """Of RoBERTa's blocks; the projection counts little."""

@@ -1,25 +1,166 @@
-"""The feed-forward projection from Gemma's state space into RoBERTa's embedding space."""
+"""The feed-forward projection from Gemma's state space into RoBERTa's, and its start.
+
+The start is in closed form: the ridge regression from Gemma's state at the token that ends each
+RoBERTa token to that token's own RoBERTa embedding. So projected states lie among vectors that
+RoBERTa has seen before the first training step.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import keras
+import numpy as np
+
+from embedder_helpers.tokens import Ragged, Stacked
+
+PENALTIES = tuple(10.0**power for power in range(-6, 2))  # of the states' mean variance
+HELD_OUT = 10  # every tenth chunk of texts chooses the penalty
+CHUNK = 64  # texts
 
 
 def build_projection(
     projection: str, llm_width: int, slm_width: int, dtype: str = "float32"
-) -> keras.Sequential:
+) -> keras.Model:
     """Layers that map `(texts, tokens, llm_width)` to `(texts, tokens, slm_width)`.
 
     Args:
-        projection: `linear`, one dense layer, or `mlp`, a hidden layer of RoBERTa's width with GELU
-            before it.
+        projection: `linear`, one dense layer, or `mlp`, which adds a branch with a hidden layer of
+            RoBERTa's width and GELU; the branch starts at zero, so an MLP starts as linear.
         llm_width: width of Gemma's states.
         slm_width: width of RoBERTa's embeddings.
         dtype: dtype or dtype policy of the layers.
     """
-    layers = [keras.Input((None, llm_width))]
+    states = keras.Input((None, llm_width))
+    dense = keras.layers.Dense(slm_width, dtype=dtype, name="projection_linear")
+    projected = dense(states)
     if projection == "mlp":
         hidden = keras.layers.Dense(
             slm_width, activation="gelu", dtype=dtype, name="projection_hidden"
         )
-        layers.append(hidden)
-    layers.append(keras.layers.Dense(slm_width, dtype=dtype, name="projection_output"))
-    return keras.Sequential(layers, name="projection")
+        branch = keras.layers.Dense(
+            slm_width, kernel_initializer="zeros", dtype=dtype, name="projection_branch"
+        )
+        projected = projected + branch(hidden(states))
+    return keras.Model(states, projected, name="projection")
+
+
+class Ridge(NamedTuple):
+    """A linear map with its quality.
+
+    Attributes:
+        kernel: `(llm_width, slm_width)`.
+        bias: `(slm_width,)`.
+        penalty: that was chosen, as a multiple of the states' mean variance.
+        explained: share of the embeddings' variance that it explains on held-out tokens.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    penalty: float
+    explained: float
+
+
+class Moments:
+    """Sums over pairs of states `(tokens, n)` and embeddings `(tokens, m)`, added chunk by chunk.
+
+    They are all that a regression needs, so the pairs themselves are never held: memory is
+    `(n + m)²` numbers, and a token costs `(n + m)²` multiplications.
+    """
+
+    def __init__(self):
+        self.count, self.sums, self.products = 0, 0.0, 0.0
+
+    def add(self, states: np.ndarray, embeddings: np.ndarray) -> None:
+        """Adds pairs, one per row."""
+        both = np.concatenate([states, embeddings], 1).astype("float32")
+        self.count += len(both)
+        self.sums = self.sums + both.sum(0, dtype="float64")
+        self.products = self.products + (both.T @ both).astype("float64")
+
+    def __add__(self, other: "Moments") -> "Moments":
+        total = Moments()
+        total.count = self.count + other.count
+        total.sums, total.products = self.sums + other.sums, self.products + other.products
+        return total
+
+    def mean(self) -> np.ndarray:
+        """`(n + m,)`."""
+        return self.sums / self.count
+
+    def around(self, center: np.ndarray) -> np.ndarray:
+        """Mean products of the deviations from a center, `(n + m, n + m)`."""
+        moment = self.products / self.count
+        cross = np.outer(self.mean(), center)
+        return moment - cross - cross.T + np.outer(center, center)
+
+
+def ridge(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Ridge:
+    """The ridge regression from states to embeddings (Hoerl & Kennard 1970), in one pass.
+
+    The penalty with the least error on every tenth chunk is chosen; then all chunks count.
+
+    Args:
+        pairs: chunks of states `(tokens, n)` and embeddings `(tokens, m)`; two at least.
+    """
+    seen, held = Moments(), Moments()
+    width = 0
+    for number, (states, embeddings) in enumerate(pairs):
+        (held if number % HELD_OUT == 0 else seen).add(states, embeddings)
+        width = states.shape[1]
+    center = seen.mean()
+    moments = held.around(center)
+    variance = np.trace(moments[width:, width:])
+    kernels = _kernels(seen.around(center), width)
+    errors = {
+        penalty: variance
+        - 2 * np.sum(kernel * moments[:width, width:])
+        + np.sum(kernel * (moments[:width, :width] @ kernel))
+        for penalty, kernel in kernels.items()
+    }
+    best = min(errors, key=errors.get)
+    every = seen + held
+    center = every.mean()
+    kernel = _kernels(every.around(center), width, (best,))[best]
+    bias = center[width:] - center[:width] @ kernel
+    return Ridge(kernel, bias, best, 1 - float(errors[best] / variance))
+
+
+def _kernels(
+    moments: np.ndarray, width: int, penalties: Iterable[float] = PENALTIES
+) -> dict[float, np.ndarray]:
+    """The regression's kernel `(n, m)` for each penalty, of one eigendecomposition."""
+    values, vectors = np.linalg.eigh(moments[:width, :width])
+    right = vectors.T @ moments[:width, width:]
+    scale = values.mean()
+    return {
+        penalty: vectors @ (right / (np.maximum(values, 0) + penalty * scale)[:, None])
+        for penalty in penalties
+    }
+
+
+def aligned_pairs(
+    states: Ragged | Stacked, places: Ragged, ids: Ragged, table: np.ndarray, layer_pooling: str
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """Chunks of states and the embeddings they should become, for `ridge`.
+
+    Args:
+        states: Gemma's states of texts.
+        places: for each RoBERTa token, the Gemma token of the same text that ends it.
+        ids: RoBERTa's token ids.
+        table: RoBERTa's token embeddings `(vocabulary, width)`.
+        layer_pooling: of several cutoffs; learned weights start as their mean.
+    """
+    size = max(1, min(CHUNK, len(ids) // HELD_OUT))
+    for start in range(0, len(ids), size):
+        rows = range(start, min(start + size, len(ids)))
+        found = [states.text(row)[places.text(row)] for row in rows]
+        tokens = np.concatenate([ids.text(row) for row in rows])
+        values = np.concatenate(found).astype("float32")
+        if values.ndim == 3:
+            values = values.max(1) if layer_pooling == "max" else values.mean(1)
+        yield values, table[tokens]
+
+
+def start_at(projection: keras.Model, found: Ridge) -> None:
+    """Sets the projection to a regression's map."""
+    projection.get_layer("projection_linear").set_weights([found.kernel, found.bias])

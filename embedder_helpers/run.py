@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class Result:
         versions: of Python and the packages.
         device: what it was computed on, and the precision of training.
         inputs: fingerprints of data and presets.
+        projection: of a closed-form start: `explained`, the share of the variance of RoBERTa's
+            embeddings on held-out tokens, and the `penalty` chosen; else None.
     """
 
     experiment: dict[str, Any]
@@ -61,6 +63,7 @@ class Result:
     versions: dict[str, str]
     device: list[str]
     inputs: dict[str, str]
+    projection: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,8 @@ def run(plan: Plan, store: "Store") -> Result:
     embedder = build_embedder(plan.experiment, plan.presets)
     clock.stop("load")
 
-    head, history, cut = None, [], {}
-    if "fit" in plan.rows:
-        head, history = _train(plan, embedder, store, cut, clock)
+    cut: dict[str, bool] = {}
+    learned = _learn(plan, embedder, store, cut, clock) if "fit" in plan.rows else _Learned()
     texts = plan.texts("drawn", "test")
     drawn, test = np.split(_embed(embedder, texts, store, cut), [len(plan.rows["drawn"])])
     clock.stop("embed")
@@ -156,13 +158,14 @@ def run(plan: Plan, store: "Store") -> Result:
         **_given(plan),
         scores=scores.mean,
         experiments=list(scores.experiments),
-        head=_head_metrics(head, test, task) if head else None,
+        head=_head_metrics(learned.head, test, task) if learned.head else None,
         floor=protocol.floor(task.train.labels, task.test.labels),
-        history=history,
+        history=learned.history,
         truncated=sum(cut.values()),
         seconds=clock.total(),
         versions=platform.versions(),
         device=[*platform.devices(), f"trained in {platform.training_dtype()}"],
+        projection=learned.projection,
     )
 
 
@@ -184,16 +187,40 @@ def _given(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _train(
-    plan: Plan, embedder: "Embedder", store: "Store", cut: dict[str, bool], clock: "_Clock"
-) -> tuple[Any, list[dict[str, float]]]:
-    """Trains the embedder's model in place; gives the head and the history."""
-    from embedder_helpers import training
+class _Learned(NamedTuple):
+    """What training left beside the embedder's weights."""
 
-    ids = _tokenise(embedder, plan.texts("fit", "watched"), cut)
+    head: Any = None
+    history: list[dict[str, float]] = []
+    projection: dict[str, float] | None = None
+
+
+def _learn(
+    plan: Plan, embedder: "Embedder", store: "Store", cut: dict[str, bool], clock: "_Clock"
+) -> _Learned:
+    """Starts the projection and trains the embedder's model, in place, as far as is asked."""
+    texts = plan.texts("fit") + (plan.texts("watched") if "watched" in plan.rows else [])
+    ids = _tokenise(embedder, texts, cut)
     clock.stop("tokenise")
     inputs = store.states(embedder.gemma, ids, embedder.depths) if embedder.gemma else ids
     clock.stop("states")
+    rows, projection = range(len(plan.rows["fit"])), None
+    if embedder.gemma and plan.experiment.projection_start == "ridge":
+        found = embedder.start_projection(texts[: len(rows)], ids.select(rows), inputs.select(rows))
+        projection = {"explained": found.explained, "penalty": found.penalty}
+        platform.say(f"  projection: explains {found.explained:.0%} of RoBERTa's embeddings")
+        clock.stop("projection")
+    if not plan.experiment.epochs:
+        return _Learned(projection=projection)
+    head, history = _train(plan, embedder, inputs)
+    clock.stop("train")
+    return _Learned(head, history, projection)
+
+
+def _train(plan: Plan, embedder: "Embedder", inputs: Any) -> tuple[Any, list[dict[str, float]]]:
+    """Trains the embedder's model in place; gives the head and the history."""
+    from embedder_helpers import training
+
     count = len(plan.rows["fit"])
     parts = {"fit": range(count), "watched": range(count, len(inputs))}
     fit, watched = (
@@ -208,7 +235,6 @@ def _train(
     passes = embedder.forward_work(3 * fit[0].lengths) + embedder.forward_work(watched[0].lengths)
     work = plan.experiment.epochs * passes
     history = training.fit(classifier, fit, watched, plan.experiment, work)
-    clock.stop("train")
     return classifier.get_layer("head"), history
 
 
@@ -293,7 +319,8 @@ def _rows(experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
     """The rows of each split that this experiment reads; a text not needed is not encoded."""
     draws = protocol.draw_rows(task.train.labels.tolist(), task.samples_per_label)
     rows = {"drawn": np.unique(np.concatenate(draws)), "test": np.arange(len(task.test))}
-    if experiment.kind == "gemma_only" or not experiment.epochs:
+    starts = experiment.kind == "hybrid" and experiment.projection_start == "ridge"
+    if experiment.kind == "gemma_only" or not (experiment.epochs or starts):
         return rows
     # A label that train lacks (some of MTEB's own splits have one) cannot be learned or watched.
     fit, watched = task.training_rows, np.flatnonzero(np.isin(task.validation.labels, task.classes))
@@ -305,7 +332,7 @@ def _rows(experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
     if experiment.max_train_texts is not None:
         fit = _some(fit, fit_labels, experiment.max_train_texts)
         watched = _some(watched, watched_labels, experiment.max_train_texts)
-    return rows | {"fit": fit, "watched": watched}
+    return rows | {"fit": fit} | ({"watched": watched} if experiment.epochs else {})
 
 
 def _some(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 Lengths are rounded up to a short list of buckets, because every shape costs a compilation.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,10 @@ class Stacked:
         """Some texts, in the order asked for; the values are shared, not copied."""
         return Stacked(tuple(layer.select(rows) for layer in self.layers))
 
+    def text(self, row: int) -> np.ndarray:
+        """The states of one text, `(tokens, cutoffs, width)`."""
+        return np.stack([layer.text(row) for layer in self.layers], 1)
+
     def padded(self, rows: Sequence[int], length: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
         """Values `(texts, length, cutoffs, width)` and mask `(texts, length)`."""
         padded = [layer.padded(rows, length, texts) for layer in self.layers]
@@ -105,6 +110,51 @@ def tokenise(
     values = np.array([token for text in ids for token in text], "int32")
     truncated = np.array([len(text) > room for text in found], bool)
     return end_to_end(values, [len(text) for text in ids]), truncated
+
+
+WHITE = b" \t\n\r\v\f"
+# GPT-2's alphabet for bytes, which RoBERTa's vocabulary is written in, moves white space up by 256.
+WHITE_SIGNS = {chr(256 + byte) for byte in WHITE}
+
+
+def align(llm: tuple[Any, Ragged], slm: tuple[Any, Ragged]) -> Ragged:
+    """For each RoBERTa token, the Gemma token of the same text in which it ends.
+
+    Both tokenizers' tokens are placed by the bytes up to their end, white space left out, which is
+    where tokenizers differ; one that rewrites letters (`…` to `...`) may shift the places behind
+    them by a token. RoBERTa's start token is Gemma's; behind a cut the last token is taken.
+
+    Args:
+        llm: Gemma's tokenizer and token ids.
+        slm: RoBERTa's tokenizer and token ids of the same texts.
+    """
+    ends, wanted = _ends(*llm), _ends(*slm)
+    places = [
+        np.searchsorted(ends.text(row), wanted.text(row)).clip(max=ends.lengths[row] - 1)
+        for row in range(len(wanted))
+    ]
+    return end_to_end(np.concatenate([np.zeros(0, int), *places]), wanted.lengths)
+
+
+def _ends(tokenizer: Any, ids: Ragged) -> Ragged:
+    """For each token, the bytes of its text up to its end, white space left out."""
+    different, places = np.unique(ids.values, return_inverse=True)
+    sizes = np.array([_size(tokenizer, int(token)) for token in different], int)[places]
+    ends = [np.cumsum(end_to_end(sizes, ids.lengths).text(row)) for row in range(len(ids))]
+    return end_to_end(np.concatenate([np.zeros(0, int), *ends]), ids.lengths)
+
+
+def _size(tokenizer: Any, token: int) -> int:
+    """Bytes of a token's text, white space left out; none of a special token."""
+    special = (tokenizer.start_token_id, tokenizer.end_token_id, tokenizer.pad_token_id)
+    text = tokenizer.id_to_token(token)
+    if token in special:
+        return 0
+    if hasattr(tokenizer, "merges"):  # byte pairs: a letter per byte
+        return sum(letter not in WHITE_SIGNS for letter in text)
+    if re.fullmatch("<0x[0-9A-F]{2}>", text):  # SentencePiece spells unknown letters in bytes
+        return int(text[3:5], 16) not in WHITE
+    return sum(byte not in WHITE for byte in text.replace("\u2581", " ").encode())
 
 
 def bucket(length: int, most: int | None = None) -> int:

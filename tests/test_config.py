@@ -33,6 +33,7 @@ ALLOWED = {
     "final_norm": ["rms", "learned", "last", "none"],
     "fusion": ["replace"],
     "projection": ["linear", "mlp"],
+    "projection_start": ["ridge", "random"],
     "slm_preset": ["roberta_base_en"],
     "pooling": ["mean", "max", "first", "last"],
     "max_tokens": [3, 512],
@@ -63,6 +64,7 @@ IMPOSSIBLE = {
     "final_norm": [("layer", "rms, learned, last, none"), (None, "rms")],
     "fusion": [("add", "replace")],
     "projection": [("deep", "linear, mlp")],
+    "projection_start": [("zero", "ridge, random"), (None, "ridge")],
     "slm_preset": [("  ", "a text")],
     "pooling": [("cls", "mean, max, first, last"), (["mean"], "mean"), (None, "mean")],
     "max_tokens": [(2, "at least 3"), ("256", WHOLE)],
@@ -291,6 +293,7 @@ def test_a_block_named_twice_is_told(llm_layers):
                 "slm_preset",
                 "fusion",
                 "projection",
+                "projection_start",
                 "epochs",
                 "seed",
                 "batch_size",
@@ -302,7 +305,15 @@ def test_a_block_named_twice_is_told(llm_layers):
         ),
         (
             "roberta_only",
-            {"llm_preset", "llm_layers", "layer_pooling", "final_norm", "fusion", "projection"},
+            {
+                "llm_preset",
+                "llm_layers",
+                "layer_pooling",
+                "final_norm",
+                "fusion",
+                "projection",
+                "projection_start",
+            },
         ),
     ],
 )
@@ -320,8 +331,9 @@ def test_one_cutoff_is_not_determined_by_how_several_are_pooled(kind, llm_layers
 
 
 def test_without_epochs_no_key_of_training_determines_the_result():
-    trained = make_experiment({"epochs": 1}).determining()
-    untrained = make_experiment({"epochs": 0}).determining()
+    random = {"projection_start": "random"}
+    trained = make_experiment(random | {"epochs": 1}).determining()
+    untrained = make_experiment(random | {"epochs": 0}).determining()
     assert set(trained) - set(untrained) == {
         "batch_size",
         "learning_rate",
@@ -329,6 +341,12 @@ def test_without_epochs_no_key_of_training_determines_the_result():
         "train_split",
         "max_train_texts",
     }
+
+
+def test_a_start_in_closed_form_is_determined_by_the_training_texts_too():
+    started = make_experiment({"projection_start": "ridge", "epochs": 0}).determining()
+    random = make_experiment({"projection_start": "random", "epochs": 0}).determining()
+    assert set(started) - set(random) == {"train_split", "max_train_texts"}
 
 
 def test_every_key_is_in_the_dictionary_with_lists_for_tuples():

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -5,6 +6,7 @@ from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.embedder import build_embedder
 from embedder_helpers.gemma import Depth
 from embedder_helpers.presets import find_presets
+from embedder_helpers.tokens import align, tokenise
 
 KINDS = ("hybrid", "gemma_only", "roberta_only")
 TEXTS = [
@@ -155,6 +157,27 @@ def test_a_seed_makes_the_same_projection_again():
     )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
+
+
+def test_a_started_projection_gives_vectors_nearer_to_robertas_embeddings_than_a_random_one():
+    embedder = build_embedder(Experiment(llm_layers=1))
+    ids, _ = embedder.tokenise(TEXTS)
+    states = embedder.inputs(ids)
+    slm_ids, _ = tokenise(embedder.tokenizer, TEXTS, 256, end=True)
+    table = keras.ops.convert_to_numpy(embedder.token_embedding.embeddings)
+
+    def distance():
+        places = align((embedder.gemma.tokenizer, ids), (embedder.tokenizer, slm_ids))
+        found = [
+            embedder.projection.predict_on_batch(states.text(row)[places.text(row)][None])[0]
+            for row in range(len(TEXTS))
+        ]
+        return np.square(np.concatenate(found) - table[slm_ids.values]).mean()
+
+    before = distance()
+    found = embedder.start_projection(TEXTS, ids, states)
+    assert distance() < before / 10
+    assert found.kernel.shape == (states.values.shape[1], table.shape[1])
 
 
 @pytest.mark.parametrize("layers", [19, -19])

@@ -101,6 +101,20 @@ def test_no_epochs_leave_roberta_untrained(task_folder, tmp_path):
     assert result.history == [] and result.head is None
 
 
+def test_a_closed_form_start_is_taken_from_the_training_texts_without_any_epoch(
+    task_folder, tmp_path
+):
+    started, random = (
+        run(experiment(task_folder, epochs=0, projection_start=start), tmp_path)
+        for start in ("ridge", "random")
+    )
+    assert set(started.task["texts"]) == {"fit", "drawn", "test"}
+    assert started.projection["explained"] > 0.05 and started.projection["penalty"] > 0
+    assert set(random.task["texts"]) == {"drawn", "test"} and random.projection is None
+    assert started.head is random.head is None
+    assert started.experiments != random.experiments
+
+
 def test_training_on_validation_swaps_the_roles_of_the_splits(task_folder, tmp_path):
     asked = experiment(task_folder, kind="roberta_only", train_split="validation")
     planned = plan(asked, tmp_path)

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from embedder_helpers.presets import BUILTIN, BUILTIN_FOLDER
 from embedder_helpers.tokens import (
     BUCKETS,
     Stacked,
+    align,
     bucket,
     end_to_end,
     inference_batches,
@@ -259,3 +261,55 @@ def test_training_batches_are_not_sorted_by_length():
     lengths = np.arange(128)
     first = [batch[0] for batch in training_batches(lengths, 4, np.random.default_rng(0))]
     assert first != sorted(first) and first != sorted(first, reverse=True)
+
+
+# Alignment
+
+
+LINES = [
+    "The rain fell on day 12 of the train.",
+    "  Two  spaces,\n\na tab\tand the end ",
+    "wörld— 😀 it's naïve",
+    "one",
+]
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("real", marks=pytest.mark.real)])
+def tokenizers(request):
+    """Gemma's and RoBERTa's; the real ones spell rare letters in bytes."""
+    import keras_hub
+
+    folder, names = BUILTIN_FOLDER, BUILTIN
+    if request.param == "real":
+        folder = request.getfixturevalue("real_presets")
+        names = ("gemma3_270m", "roberta_6l_384")
+    return [keras_hub.models.Tokenizer.from_preset(str(folder / name)) for name in names]
+
+
+def letters(tokenizer, ids):
+    """What token ids spell, without white space; a cut letter spells its first bytes."""
+    return "".join(tokenizer.detokenize(ids).replace("\ufffd", "").split())
+
+
+def test_each_roberta_token_is_placed_at_the_gemma_token_in_which_it_ends(tokenizers):
+    gemma, roberta = tokenizers
+    ids = tokenise(gemma, LINES, 256, end=False)[0]
+    wanted = tokenise(roberta, LINES, 256, end=True)[0]
+    places = align((gemma, ids), (roberta, wanted))
+    np.testing.assert_array_equal(places.lengths, wanted.lengths)
+    for row in range(len(LINES)):
+        assert places.text(row)[0] == 0 and (np.diff(places.text(row)) >= 0).all()
+        for i, place in enumerate(places.text(row)[1:-1], 1):
+            spelled = letters(roberta, wanted.text(row)[1 : i + 1].tolist())
+            through = letters(gemma, ids.text(row)[1 : place + 1].tolist())
+            before = letters(gemma, ids.text(row)[1:place].tolist())
+            assert through.startswith(spelled)
+            if "\ufffd" not in roberta.detokenize(wanted.text(row)[1 : i + 1].tolist()):
+                assert len(before) < len(spelled) or not spelled
+
+
+def test_behind_a_cut_the_last_gemma_token_stands(tokenizers):
+    gemma, roberta = tokenizers
+    ids = tokenise(gemma, LINES[:1], 4, end=False)[0]
+    wanted = tokenise(roberta, LINES[:1], 256, end=True)[0]
+    assert align((gemma, ids), (roberta, wanted)).text(0)[-1] == 3
