@@ -72,10 +72,12 @@ class Moments:
 
     def add(self, states: np.ndarray, embeddings: np.ndarray) -> None:
         """Adds pairs, one per row."""
-        both = np.concatenate([states, embeddings], 1).astype("float32")
+        both = np.concatenate([states, embeddings], 1).astype(
+            "float64"
+        )  # means are subtracted later
         self.count += len(both)
-        self.sums = self.sums + both.sum(0, dtype="float64")
-        self.products = self.products + (both.T @ both).astype("float64")
+        self.sums = self.sums + both.sum(0)
+        self.products = self.products + both.T @ both
 
     def __add__(self, other: "Moments") -> "Moments":
         total = Moments()
