@@ -192,6 +192,8 @@ class Store:
         """
         keys = text_keys(ids)
         wanted = {depth: _once(keys, mask) for depth, mask in wanted.items()}
+        if not self._missing(gemma.preset, keys, wanted):
+            return  # whatever another process is computing meanwhile
         try:
             with self._locked(gemma.preset):
                 self._fill(gemma, ids, keys, wanted)
@@ -202,8 +204,8 @@ class Store:
         self, gemma: Gemma, ids: Ragged, keys: list[bytes], wanted: Mapping[Depth, np.ndarray]
     ) -> None:
         files = {depth: self.file(gemma.preset, depth) for depth in wanted}
-        missing = {depth: mask & ~files[depth].find(keys)[1] for depth, mask in wanted.items()}
-        if not np.any(list(missing.values())):
+        missing = self._missing(gemma.preset, keys, wanted)
+        if not missing:
             return
         start = self._start(gemma.preset, keys, missing)
         used = {depth: {keys[row] for row in np.flatnonzero(wanted[depth])} for depth in files}
@@ -215,6 +217,15 @@ class Store:
             for depth, found, values in gemma.walk(ids.select(rows), depths, begin):
                 texts = rows[found]
                 files[depth].append([keys[text] for text in texts], ids.lengths[texts], values)
+
+    def _missing(
+        self, preset: Preset, keys: Sequence[bytes], wanted: Mapping[Depth, np.ndarray]
+    ) -> dict[Depth, np.ndarray]:
+        """For each depth, `(texts,)` what is wanted there and not there; empty if all is there."""
+        missing = {
+            depth: mask & ~self.file(preset, depth).find(keys)[1] for depth, mask in wanted.items()
+        }
+        return missing if np.any(list(missing.values())) else {}
 
     def _start(
         self, preset: Preset, keys: Sequence[bytes], missing: Mapping[Depth, np.ndarray]

@@ -774,3 +774,15 @@ def test_only_the_depth_where_states_are_not_finite_is_refused(tmp_path, monkeyp
         store.states(model, ids(), [ONE, TWO])
     assert kept_texts(store, ONE) == [True, True, False, False, False, False]
     assert kept_texts(store, TWO) == [False] * 6
+
+
+def test_states_that_are_all_there_are_read_without_waiting_for_another_process(
+    tmp_path, monkeypatch
+):
+    model, store = gemma(), Store(tmp_path)
+    ids, _ = model.tokenise(TEXTS, 48)
+    before = store.states(model, ids, [Depth(1, "rms")])
+    monkeypatch.delattr(Store, "_locked")
+    store.fill(model, ids, {Depth(1, "rms"): np.ones(len(ids), bool)})
+    again = store.states(model, ids, [Depth(1, "rms")])
+    np.testing.assert_array_equal(again.values, before.values)
