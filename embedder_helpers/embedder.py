@@ -1,6 +1,6 @@
 """The three embedders behind one `encode(texts)`: hybrid, Gemma alone, RoBERTa alone.
 
-Text → `tokenise` → ids → `inputs` (frozen Gemma's states, or the ids themselves) → `embed`.
+Text → `tokenise` → ids → `states` of frozen Gemma → `inputs`, what the model takes → `embed`.
 Training repeats only the last step; states may as well come from disk.
 """
 
@@ -12,13 +12,21 @@ from keras import ops
 
 from embedder_helpers import platform
 from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.fusion import Inputs, fuse, fused
 from embedder_helpers.gemma import Depth, Gemma, depths
 from embedder_helpers.local import check_texts
 from embedder_helpers.pooling import LayerPooling, pool
 from embedder_helpers.presets import Preset, find_presets
 from embedder_helpers.projection import Ridge, aligned_pairs, build_projection, ridge, start_at
 from embedder_helpers.roberta import encode_embeddings, load_roberta
-from embedder_helpers.tokens import Ragged, Stacked, align, inference_batches, tokenise
+from embedder_helpers.tokens import (
+    Ragged,
+    Stacked,
+    Tokens,
+    align,
+    inference_batches,
+    tokenise,
+)
 
 EMBEDDING_TOKENS = 4096  # tokens a batch when nothing is trained
 CHUNK = 2048  # texts whose states are held at a time
@@ -30,9 +38,10 @@ class Embedder:
     Attributes:
         gemma: frozen Gemma; None for RoBERTa alone.
         depths: where its states are taken; empty for RoBERTa alone.
-        model: `{"inputs", "mask"} -> (texts, width)`, what comes behind the states or the ids.
+        model: `{"inputs", "mask", …} -> (texts, width)`, what comes behind the states or the ids.
         width: of the embeddings.
         max_tokens: of a text that are read.
+        longest: positions of the model's longest input.
     """
 
     gemma: Gemma | None = None
@@ -40,24 +49,28 @@ class Embedder:
     model: keras.Model
     width: int
     max_tokens: int
+    longest: int
 
-    def tokenise(self, texts: Sequence[str]) -> tuple[Ragged, np.ndarray]:
-        """Token ids, and `(texts,)` whether each text was cut at the length limit."""
+    def tokenise(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of each model that reads the text itself."""
         raise NotImplementedError
 
-    def inputs(self, ids: Ragged) -> Ragged | Stacked:
-        """What the model takes: Gemma's states in memory, or for RoBERTa alone the ids."""
-        return self.gemma.states(ids, self.depths) if self.gemma else ids
+    def states(self, tokens: Tokens) -> Ragged | Stacked | None:
+        """Gemma's states, in memory; None for RoBERTa alone."""
+        return self.gemma.states(tokens.gemma, self.depths) if self.gemma else None
 
-    def embed(self, inputs: Ragged | Stacked) -> np.ndarray:
+    def inputs(self, tokens: Tokens, states: Ragged | Stacked | None) -> Inputs:
+        """What the model takes."""
+        raise NotImplementedError
+
+    def embed(self, inputs: Inputs) -> np.ndarray:
         """Embeddings `(texts, width)` float32 of the model as it stands."""
         embeddings = np.empty((len(inputs), self.width), "float32")
         work = self.forward_work(inputs.lengths)
         with platform.progress(len(inputs), "embedding", work=work) as bar:
-            batches = inference_batches(inputs.lengths, EMBEDDING_TOKENS, self.max_tokens)
+            batches = inference_batches(inputs.lengths, EMBEDDING_TOKENS, self.longest)
             for rows, length, texts in batches:
-                values, mask = inputs.padded(rows, length, texts)
-                output = self.model.predict_on_batch({"inputs": values, "mask": mask})
+                output = self.model.predict_on_batch(inputs.batch(rows, length, texts))
                 embeddings[rows] = output[: len(rows)]
                 bar.update(len(rows))
         return embeddings
@@ -77,8 +90,9 @@ class Embedder:
         check_texts(texts, "encode")
         embeddings = np.empty((len(texts), self.width), "float32")
         for start in range(0, len(texts), CHUNK):
-            ids, _ = self.tokenise(texts[start : start + CHUNK])
-            embeddings[start : start + CHUNK] = self.embed(self.inputs(ids))
+            tokens = self.tokenise(texts[start : start + CHUNK])
+            inputs = self.inputs(tokens, self.states(tokens))
+            embeddings[start : start + CHUNK] = self.embed(inputs)
         return embeddings
 
 
@@ -96,7 +110,9 @@ def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = N
     keras.utils.set_random_seed(experiment.seed)
     if experiment.kind == "gemma_only":
         return GemmaOnly(experiment, presets["llm_preset"])
-    return WithRoberta(experiment, presets["slm_preset"], presets.get("llm_preset"))
+    if experiment.kind == "roberta_only":
+        return RobertaOnly(experiment, presets["slm_preset"])
+    return Hybrid(experiment, presets["slm_preset"], presets["llm_preset"])
 
 
 class GemmaOnly(Embedder):
@@ -109,83 +125,135 @@ class GemmaOnly(Embedder):
 
         # === Functional model ===
         inputs, states = _states_input(self.depths, preset.width, experiment.layer_pooling)
-        mask = keras.Input((None,), dtype="int32", name="mask")
+        mask = _tokens_input("mask")
         pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
-        self.model = _model(inputs, mask, pooled)
+        self.model = _model({"inputs": inputs, "mask": mask}, pooled)
 
         # === Config ===
         self.width = preset.width
-        self.max_tokens = experiment.max_tokens
+        self.max_tokens = self.longest = experiment.max_tokens
 
-    def tokenise(self, texts: Sequence[str]) -> tuple[Ragged, np.ndarray]:
+    def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Gemma's token ids."""
-        return self.gemma.tokenise(texts, self.max_tokens)
+        ids, truncated = self.gemma.tokenise(texts, self.max_tokens)
+        return Tokens(ids, None, truncated)
+
+    def inputs(self, tokens: Tokens, states: Ragged | Stacked) -> Ragged | Stacked:
+        """The states."""
+        return states
 
     def forward_work(self, lengths: np.ndarray) -> float:
         """Pooling costs next to nothing."""
         return 0.0
 
 
-class WithRoberta(Embedder):
-    """Text → (Gemma's states → projection, or RoBERTa's own embeddings) → RoBERTa → pool."""
+class RobertaOnly(Embedder):
+    """Text → RoBERTa's own embeddings → RoBERTa → pool."""
 
-    def __init__(self, experiment: Experiment, preset: Preset, llm_preset: Preset | None):
+    def __init__(self, experiment: Experiment, preset: Preset):
         # === Layers ===
-        dtype = platform.training_dtype()
-        roberta, self.tokenizer = load_roberta(preset, dtype)
+        roberta, self.tokenizer = load_roberta(preset, platform.training_dtype())
 
         # === Functional model ===
-        if llm_preset is None:
-            inputs = keras.Input((None,), dtype="int32", name="inputs")
-            embeddings = roberta.token_embedding(inputs)
-        else:
-            self.gemma = Gemma(llm_preset, experiment.stream_blocks)
-            self.depths = depths(experiment, llm_preset.blocks)
-            inputs, states = _states_input(self.depths, llm_preset.width, experiment.layer_pooling)
-            # Raw states, kept in float32, may be too large for float16.
-            projection = build_projection(
-                experiment.projection,
-                llm_preset.width,
-                preset.width,
-                dtype if self.depths[0].dtype == "float16" else "float32",
-            )
-            embeddings = projection(states)
-            self.projection, self.token_embedding = projection, roberta.token_embedding
-            self.layer_pooling = experiment.layer_pooling
-        mask = keras.Input((None,), dtype="int32", name="mask")
-        states = ops.cast(encode_embeddings(roberta, embeddings, mask), "float32")
-        self.model = _model(inputs, mask, pool(states, mask, experiment.pooling))
+        tokens, mask = _tokens_input("inputs"), _tokens_input("mask")
+        states = encode_embeddings(roberta, roberta.token_embedding(tokens), mask)
+        pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
+        self.model = _model({"inputs": tokens, "mask": mask}, pooled)
 
         # === Config ===
         self.width, self.blocks = preset.width, preset.blocks
-        self.max_tokens = experiment.max_tokens
+        self.max_tokens = self.longest = experiment.max_tokens
 
-    def tokenise(self, texts: Sequence[str]) -> tuple[Ragged, np.ndarray]:
-        """RoBERTa's token ids, or Gemma's."""
-        if self.gemma:
-            return self.gemma.tokenise(texts, self.max_tokens)
-        return tokenise(self.tokenizer, texts, self.max_tokens, end=True)
+    def tokenise(self, texts: Sequence[str]) -> Tokens:
+        """RoBERTa's token ids."""
+        return Tokens(None, *tokenise(self.tokenizer, texts, self.max_tokens, end=True))
+
+    def inputs(self, tokens: Tokens, states: None = None) -> Ragged:
+        """The ids."""
+        return tokens.roberta
+
+    def forward_work(self, lengths: np.ndarray) -> float:
+        """Of RoBERTa's blocks."""
+        return platform.forward_work(lengths.sum(), self.blocks, self.width)
+
+
+class Hybrid(RobertaOnly):
+    """Text → Gemma's states → projection → fused with RoBERTa's embeddings → RoBERTa → pool."""
+
+    def __init__(self, experiment: Experiment, preset: Preset, llm_preset: Preset):
+        # === Layers ===
+        dtype = platform.training_dtype()
+        self.gemma = Gemma(llm_preset, experiment.stream_blocks)
+        self.depths = depths(experiment, llm_preset.blocks)
+        roberta, self.tokenizer = load_roberta(preset, dtype)
+        # Raw states, kept in float32, may be too large for float16.
+        self.projection = build_projection(
+            experiment, llm_preset.width, preset.width, dtype if self._normed() else "float32"
+        )
+        self.token_embedding = roberta.token_embedding
+
+        # === Functional model ===
+        inputs, states = _states_input(self.depths, llm_preset.width, experiment.layer_pooling)
+        states = keras.layers.Dropout(experiment.state_dropout, name="state_dropout")(states)
+        embeddings = self.projection(states)
+        mask, takes = _tokens_input("mask"), {"inputs": inputs}
+        if experiment.fusion != "replace":
+            takes["tokens"] = _tokens_input("tokens")
+            own = roberta.token_embedding(ops.maximum(takes["tokens"], 0))
+            embeddings = fuse(experiment.fusion, embeddings, own, takes["tokens"])
+        states = ops.cast(encode_embeddings(roberta, embeddings, mask), "float32")
+        pooled = pool(states, mask, experiment.pooling)
+        self.model = _model(takes | {"mask": mask}, pooled)
+
+        # === Config ===
+        self.fusion, self.layer_pooling = experiment.fusion, experiment.layer_pooling
+        self.width, self.blocks = preset.width, preset.blocks
+        self.max_tokens = experiment.max_tokens
+        self.longest = self.max_tokens * (2 if self.fusion == "prepend" else 1)
+
+    def tokenise(self, texts: Sequence[str]) -> Tokens:
+        """Gemma's token ids, and RoBERTa's where its own embeddings are read."""
+        ids, truncated = self.gemma.tokenise(texts, self.max_tokens)
+        if self.fusion == "replace":
+            return Tokens(ids, None, truncated)
+        _, own, too = super().tokenise(texts)
+        return Tokens(ids, own, truncated | too)
+
+    def inputs(self, tokens: Tokens, states: Ragged | Stacked) -> Inputs:
+        """The states, beside RoBERTa's own tokens where these are read."""
+        if self.fusion == "replace":
+            return states
+        return fused(self.fusion, states, self._places(tokens), tokens.roberta)
 
     def start_projection(
-        self, texts: Sequence[str], ids: Ragged, states: Ragged | Stacked
+        self, texts: Sequence[str], tokens: Tokens, states: Ragged | Stacked
     ) -> Ridge:
         """Starts the projection in closed form.
 
         Args:
             texts: training texts.
-            ids: their Gemma token ids.
+            tokens: their ids.
             states: their states at `depths`.
         """
-        slm_ids, _ = tokenise(self.tokenizer, texts, self.max_tokens, end=True)
-        places = align((self.gemma.tokenizer, ids), (self.tokenizer, slm_ids))
+        if tokens.roberta is None:
+            tokens = tokens._replace(roberta=super().tokenise(texts).roberta)
         table = ops.convert_to_numpy(self.token_embedding.embeddings)
-        found = ridge(aligned_pairs(states, places, slm_ids, table, self.layer_pooling))
+        pairs = aligned_pairs(
+            states, self._places(tokens), tokens.roberta, table, self.layer_pooling
+        )
+        found = ridge(pairs)
         start_at(self.projection, found)
         return found
 
-    def forward_work(self, lengths: np.ndarray) -> float:
-        """Of RoBERTa's blocks; the projection counts little."""
-        return platform.forward_work(lengths.sum(), self.blocks, self.width)
+    def _normed(self) -> bool:
+        return self.depths[0].dtype == "float16"
+
+    def _places(self, tokens: Tokens) -> Ragged:
+        return align((self.gemma.tokenizer, tokens.gemma), (self.tokenizer, tokens.roberta))
+
+
+def _tokens_input(name: str) -> keras.KerasTensor:
+    return keras.Input((None,), dtype="int32", name=name)
 
 
 def _states_input(
@@ -199,10 +267,8 @@ def _states_input(
     return inputs, LayerPooling(layer_pooling, name="layer_pooling")(inputs)
 
 
-def _model(
-    inputs: keras.KerasTensor, mask: keras.KerasTensor, embedding: keras.KerasTensor
-) -> keras.Model:
+def _model(takes: dict[str, keras.KerasTensor], embedding: keras.KerasTensor) -> keras.Model:
     """A model that is not compiled by XLA: it would compile anew for every length and batch."""
-    model = keras.Model({"inputs": inputs, "mask": mask}, embedding)
+    model = keras.Model(takes, embedding)
     model.jit_compile = False
     return model

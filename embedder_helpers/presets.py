@@ -67,12 +67,21 @@ def find_presets(experiment: Experiment) -> dict[str, Preset]:
     presets = {role: find_preset(role, getattr(experiment, role)) for role in roles}
     if "llm_preset" in presets:
         cutoffs(experiment.llm_layers, presets["llm_preset"].blocks)
-    if "slm_preset" in presets and experiment.max_tokens > presets["slm_preset"].positions:
+    if "slm_preset" in presets:
+        _check_positions(experiment, presets["slm_preset"].positions)
+    return presets
+
+
+def _check_positions(experiment: Experiment, positions: int) -> None:
+    """Raises InputError if texts may be longer than RoBERTa can take."""
+    both = experiment.kind == "hybrid" and experiment.fusion == "prepend"
+    most = positions // 2 if both else positions
+    if experiment.max_tokens > most:
+        words = ", half of them for Gemma's states in front of the text's tokens" if both else ""
         raise InputError(
             f"max_tokens is {experiment.max_tokens}, but {experiment.slm_preset} has "
-            f"{presets['slm_preset'].positions} positions: use at most that many"
+            f"{positions} positions{words}: use at most {most}"
         )
-    return presets
 
 
 def find_preset(role: str, name: str) -> Preset:

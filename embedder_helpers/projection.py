@@ -11,6 +11,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from embedder_helpers.config import Experiment
+from embedder_helpers.fusion import Gate
 from embedder_helpers.tokens import Ragged, Stacked
 
 PENALTIES = tuple(10.0**power for power in range(-6, 2))  # of the states' mean variance
@@ -19,28 +21,34 @@ CHUNK = 64  # texts
 
 
 def build_projection(
-    projection: str, llm_width: int, slm_width: int, dtype: str = "float32"
+    experiment: Experiment, llm_width: int, slm_width: int, dtype: str = "float32"
 ) -> keras.Model:
     """Layers that map `(texts, tokens, llm_width)` to `(texts, tokens, slm_width)`.
 
     Args:
-        projection: `linear`, one dense layer, or `mlp`, which adds a branch with a hidden layer of
-            RoBERTa's width and GELU; the branch starts at zero, so an MLP starts as linear.
+        experiment: its `projection` is `linear`, one dense layer, or `mlp`, which adds a branch
+            with a hidden layer of RoBERTa's width and GELU; the branch starts at zero, so an MLP
+            starts as linear. A closed-form start that is added to RoBERTa's own embeddings stands
+            behind a closed gate.
         llm_width: width of Gemma's states.
         slm_width: width of RoBERTa's embeddings.
         dtype: dtype or dtype policy of the layers.
     """
+
+    def dense(name, start="glorot_uniform", **more):
+        name = f"projection_{name}"
+        return keras.layers.Dense(
+            slm_width, kernel_initializer=start, dtype=dtype, name=name, **more
+        )
+
     states = keras.Input((None, llm_width))
-    dense = keras.layers.Dense(slm_width, dtype=dtype, name="projection_linear")
-    projected = dense(states)
-    if projection == "mlp":
-        hidden = keras.layers.Dense(
-            slm_width, activation="gelu", dtype=dtype, name="projection_hidden"
-        )
-        branch = keras.layers.Dense(
-            slm_width, kernel_initializer="zeros", dtype=dtype, name="projection_branch"
-        )
-        projected = projected + branch(hidden(states))
+    start = "zeros" if experiment.projection_start == "zero" else "glorot_uniform"
+    projected = dense("linear", start)(states)
+    if experiment.projection == "mlp":
+        hidden = dense("hidden", activation="gelu")(states)
+        projected = projected + dense("branch", "zeros")(hidden)
+    if experiment.fusion == "add" and experiment.projection_start == "ridge":
+        projected = Gate(dtype=dtype, name="projection_gate")(projected)
     return keras.Model(states, projected, name="projection")
 
 
@@ -72,9 +80,8 @@ class Moments:
 
     def add(self, states: np.ndarray, embeddings: np.ndarray) -> None:
         """Adds pairs, one per row."""
-        both = np.concatenate([states, embeddings], 1).astype(
-            "float64"
-        )  # means are subtracted later
+        # Means are subtracted later, which would cost float32 its last digits.
+        both = np.concatenate([states, embeddings], 1).astype("float64")
         self.count += len(both)
         self.sums = self.sums + both.sum(0)
         self.products = self.products + both.T @ both

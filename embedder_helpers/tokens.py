@@ -6,7 +6,7 @@ Lengths are rounded up to a short list of buckets, because every shape costs a c
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class Ragged:
             mask[place, : self.lengths[row]] = 1
         return values, mask
 
+    def batch(self, rows: Sequence[int], length: int, texts: int) -> dict[str, np.ndarray]:
+        """What a model takes: `padded`, by name."""
+        return _named(*self.padded(rows, length, texts))
+
 
 @dataclass(frozen=True)
 class Stacked:
@@ -75,6 +79,33 @@ class Stacked:
         """Values `(texts, length, cutoffs, width)` and mask `(texts, length)`."""
         padded = [layer.padded(rows, length, texts) for layer in self.layers]
         return np.stack([values for values, _ in padded], 2), padded[0][1]
+
+    def batch(self, rows: Sequence[int], length: int, texts: int) -> dict[str, np.ndarray]:
+        """What a model takes: `padded`, by name."""
+        return _named(*self.padded(rows, length, texts))
+
+
+def _named(values: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    return {"inputs": values, "mask": mask}
+
+
+class Tokens(NamedTuple):
+    """A text's tokens, for each model that reads it.
+
+    Attributes:
+        gemma: ids with the start token; None for RoBERTa alone.
+        roberta: ids with start and end token; None where the model behind does not read them.
+        truncated: `(texts,)` whether a text was cut at the length limit.
+    """
+
+    gemma: Ragged | None
+    roberta: Ragged | None
+    truncated: np.ndarray
+
+    def select(self, rows: Sequence[int]) -> "Tokens":
+        """Some texts, in the order asked for."""
+        gemma, roberta = (None if ids is None else ids.select(rows) for ids in self[:2])
+        return Tokens(gemma, roberta, self.truncated[np.asarray(rows, dtype=int)])
 
 
 def stacked(layers: Sequence[Ragged]) -> Ragged | Stacked:

@@ -10,7 +10,8 @@ import numpy as np
 
 from embedder_helpers import platform
 from embedder_helpers.config import Experiment, InputError
-from embedder_helpers.tokens import Ragged, Stacked, bucket, training_batches
+from embedder_helpers.fusion import Inputs
+from embedder_helpers.tokens import bucket, training_batches
 
 WEIGHT_DECAY = 0.01
 HEAD_DROPOUT = 0.1
@@ -46,15 +47,16 @@ class Batches(keras.utils.PyDataset):
     Args:
         prepared: token ids, or states, memory-mapped or not.
         labels: `(texts,)` class numbers.
-        experiment: batch size, seed of the shuffles, and `max_tokens`, the longest bucket.
+        experiment: batch size and seed of the shuffles.
+        longest: positions of the longest bucket.
     """
 
-    def __init__(self, prepared: Ragged | Stacked, labels: np.ndarray, experiment: Experiment):
+    def __init__(self, prepared: Inputs, labels: np.ndarray, experiment: Experiment, longest: int):
         super().__init__()
         self.prepared = prepared
         self.labels = labels
         self.batch_size = experiment.batch_size
-        self.max_tokens = experiment.max_tokens
+        self.longest = longest
         self.generator = np.random.default_rng(experiment.seed)
         self.shortest = 0
         self.on_epoch_end()
@@ -73,15 +75,14 @@ class Batches(keras.utils.PyDataset):
         self.batches = batches
 
     def _length(self, rows):
-        return max(self.shortest, bucket(self.prepared.lengths[rows].max(), self.max_tokens))
+        return max(self.shortest, bucket(self.prepared.lengths[rows].max(), self.longest))
 
     def __len__(self):
         return len(self.batches)
 
     def __getitem__(self, index):
         rows = self.batches[index]
-        values, mask = self.prepared.padded(rows, self._length(rows), len(rows))
-        return {"inputs": values, "mask": mask}, self.labels[rows]
+        return self.prepared.batch(rows, self._length(rows), len(rows)), self.labels[rows]
 
 
 class Progress(keras.callbacks.Callback):
@@ -115,20 +116,23 @@ def add_head(model: keras.Model, classes: int) -> keras.Model:
 
 def fit(
     classifier: keras.Model,
-    train: tuple[Ragged | Stacked, np.ndarray],
-    validation: tuple[Ragged | Stacked, np.ndarray],
+    train: tuple[Inputs, np.ndarray],
+    validation: tuple[Inputs, np.ndarray],
     experiment: Experiment,
+    longest: int,
     work: float = 0.0,
 ) -> list[dict[str, float]]:
     """Trains the classifier in place and leaves it as it was after its best epoch.
 
-    The best epoch has the highest validation accuracy; among equals, the first.
+    The best epoch has the highest validation accuracy; among equals, the first. After `patience`
+    epochs without a better one the rest is left out.
 
     Args:
         classifier: of `add_head`.
         train: prepared texts and their class numbers.
         validation: likewise; watched, never trained on.
         experiment: epochs, batch size, learning rates and seed.
+        longest: positions of the classifier's longest input.
         work: operations in all, for the progress bar.
 
     Returns:
@@ -137,17 +141,19 @@ def fit(
     Raises:
         InputError: the loss is not finite.
     """
-    batches = Batches(*train, experiment)
+    batches = Batches(*train, experiment, longest)
     steps = len(batches) * experiment.epochs
     _compile(classifier, experiment, steps)
+    patience = experiment.patience or experiment.epochs
     best = keras.callbacks.EarlyStopping(
-        "val_accuracy", mode="max", patience=experiment.epochs, restore_best_weights=True
+        "val_accuracy", mode="max", patience=patience, restore_best_weights=True
     )
     with platform.progress(steps, "training", "step", work=work) as bar:
         history = classifier.fit(
             batches,
-            validation_data=Batches(*validation, experiment),
+            validation_data=Batches(*validation, experiment, longest),
             epochs=experiment.epochs,
+            class_weight=_class_weights(train[1]) if experiment.class_weights else None,
             callbacks=[best, keras.callbacks.TerminateOnNaN(), Progress(bar)],
             shuffle=False,  # Batches shuffles
             verbose=0,
@@ -161,13 +167,21 @@ def fit(
     return [dict(zip(history, map(float, epoch), strict=True)) for epoch in epochs]
 
 
+def _class_weights(labels: np.ndarray) -> dict[int, float]:
+    """Weights under which every class counts alike, and a text 1 on average."""
+    counts = np.bincount(labels)
+    return {label: len(labels) / len(counts) / count for label, count in enumerate(counts) if count}
+
+
 def _compile(classifier: keras.Model, experiment: Experiment, steps: int) -> None:
-    """Gives the classifier its loss, and its optimizer with rates that decay to 0."""
-    rate = keras.optimizers.schedules.PolynomialDecay(
-        experiment.learning_rate, decay_steps=steps, end_learning_rate=0.0
+    """Gives the classifier its loss, and its optimizer with rates that rise, then fall to 0."""
+    warmup = min(round(experiment.warmup * steps), steps - 1)  # one is left to fall
+    peak = {"warmup_target": experiment.learning_rate, "warmup_steps": warmup} if warmup else {}
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else experiment.learning_rate, decay_steps=steps - warmup, **peak
     )
     new_rate = experiment.projection_learning_rate / experiment.learning_rate
-    optimizer = TwoRateAdamW(rate, new_rate)
+    optimizer = TwoRateAdamW(rate, new_rate, global_clipnorm=experiment.clip_norm)
     if any(layer.compute_dtype == "float16" for layer in classifier.layers):
         # Small gradients vanish in float16; a step whose gradients overflow is left out.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)

@@ -2,14 +2,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as PeerRidge
 
-from embedder_helpers.projection import (
-    HELD_OUT,
-    PENALTIES,
-    aligned_pairs,
-    build_projection,
-    ridge,
-    start_at,
-)
+from embedder_helpers import projection as projection_module
+from embedder_helpers.config import Experiment
+from embedder_helpers.projection import HELD_OUT, PENALTIES, aligned_pairs, ridge, start_at
 from embedder_helpers.tokens import Stacked, end_to_end
 
 
@@ -18,9 +13,14 @@ def generator():
     return np.random.default_rng(0)
 
 
+def build_projection(projection, **keys):
+    """Of states 6 wide into a space 4 wide."""
+    return projection_module.build_projection(Experiment(projection=projection, **keys), 6, 4)
+
+
 @pytest.mark.parametrize("projection, dense_layers", [("linear", 1), ("mlp", 3)])
 def test_states_come_out_in_robertas_width(projection, dense_layers):
-    layers = build_projection(projection, 6, 4)
+    layers = build_projection(projection)
     assert layers.predict_on_batch(np.ones((2, 3, 6))).shape == (2, 3, 4)
     assert sum("projection_" in layer.name for layer in layers.layers) == dense_layers
 
@@ -30,7 +30,7 @@ def test_states_come_out_in_robertas_width(projection, dense_layers):
     [("linear", False, True), ("mlp", False, True), ("mlp", True, False)],
 )
 def test_an_mlp_is_linear_until_its_branch_has_learned(projection, trained, is_linear, generator):
-    layers = build_projection(projection, 6, 4)
+    layers = build_projection(projection)
     if trained:
         branch = layers.get_layer("projection_branch")
         branch.set_weights([generator.normal(size=one.shape) for one in branch.get_weights()])
@@ -92,12 +92,44 @@ def test_states_that_tell_nothing_explain_nothing(generator):
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
 def test_a_projection_starts_as_the_regression(projection, generator):
     pairs = list(chunks(generator))
-    found, layers = ridge(pairs), build_projection(projection, 6, 4)
+    found, layers = ridge(pairs), build_projection(projection)
     start_at(layers, found)
     states = pairs[0][0]
     expected = states @ found.kernel + found.bias
     given = layers.predict_on_batch(states[None])[0]
     np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+def test_a_regression_that_is_added_stands_behind_a_gate_that_starts_closed(projection, generator):
+    pairs = list(chunks(generator))
+    layers = build_projection(projection, fusion="add", projection_start="ridge")
+    found, states = ridge(pairs), pairs[0][0]
+    start_at(layers, found)
+    assert not layers.predict_on_batch(states[None]).any()
+    layers.get_layer("projection_gate").scale.assign(1.0)
+    expected = states @ found.kernel + found.bias
+    given = layers.predict_on_batch(states[None])[0]
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+def test_a_projection_that_starts_at_zero_gives_zero_and_can_learn(projection, generator):
+    layers = build_projection(projection, fusion="add", projection_start="zero")
+    states = generator.normal(size=(8, 3, 6)).astype("float32")
+    assert not layers.predict_on_batch(states).any()
+    layers.compile("sgd", "mse")
+    layers.fit(states, np.ones((8, 3, 4)), verbose=0)
+    assert layers.get_layer("projection_linear").kernel.numpy().any()
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"fusion": "prepend"}, {"fusion": "add", "projection_start": "random"}]
+)
+def test_what_does_not_start_as_nothing_has_no_gate(keys):
+    layers = build_projection("linear", **keys)
+    assert "projection_gate" not in [layer.name for layer in layers.layers]
+    assert layers.predict_on_batch(np.ones((1, 1, 6))).any()
 
 
 def test_pairs_hold_the_state_of_the_token_where_each_token_ends():

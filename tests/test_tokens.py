@@ -12,6 +12,7 @@ from embedder_helpers.presets import BUILTIN, BUILTIN_FOLDER
 from embedder_helpers.tokens import (
     BUCKETS,
     Stacked,
+    Tokens,
     align,
     bucket,
     end_to_end,
@@ -176,6 +177,31 @@ def test_stacked_values_stand_by_text_token_cutoff_and_column():
 def test_raw_and_normed_states_are_stacked_in_the_wider_type():
     values, _ = stacked(layers_of(2, ("float16", "float32"))).padded([0], length=1, texts=1)
     assert values.dtype == np.float32
+
+
+@pytest.mark.parametrize("cutoffs", [1, 2])
+def test_a_batch_is_the_padded_values_and_mask_by_the_models_names(cutoffs):
+    states = stacked(layers_of(cutoffs))
+    values, mask = states.padded([2, 1], length=4, texts=3)
+    batch = states.batch([2, 1], 4, 3)
+    assert set(batch) == {"inputs", "mask"}
+    np.testing.assert_array_equal(batch["inputs"], values)
+    np.testing.assert_array_equal(batch["mask"], mask)
+
+
+def test_selected_tokens_are_those_of_each_model_and_whether_they_were_cut():
+    gemma, roberta = (end_to_end(first + np.arange(6), OF_TEXTS) for first in (0, 10))
+    chosen = Tokens(gemma, roberta, np.array([True, False, False])).select(range(2))
+    assert words(chosen.gemma) == [[0], [1, 2, 3]]
+    assert words(chosen.roberta) == [[10], [11, 12, 13]]
+    assert chosen.truncated.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("missing", ["gemma", "roberta"])
+def test_tokens_that_a_model_does_not_read_stay_none(missing):
+    ids = {"gemma": end_to_end(np.arange(6), OF_TEXTS), "roberta": end_to_end(np.arange(6), [6])}
+    tokens = Tokens(**ids | {missing: None}, truncated=np.zeros(3, bool))
+    assert getattr(tokens.select([0]), missing) is None
 
 
 @settings(deadline=None)
