@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sweep(options: argparse.Namespace) -> int:
     from embedder_helpers import report
-    from embedder_helpers.run import with_baselines
+    from embedder_helpers.plan import with_baselines
     from embedder_helpers.sweep import load_sweep, sweep
 
     overrides = dict(parse_override(setting) for setting in options.settings)

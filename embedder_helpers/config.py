@@ -66,6 +66,17 @@ def positive() -> Rule:
     return Rule("a number above 0", accept)
 
 
+def share() -> Rule:
+    """A number from 0 to below 1."""
+
+    def accept(value):
+        if isinstance(value, bool) or not 0 <= float(value) < 1:
+            raise ValueError
+        return float(value)
+
+    return Rule("a number from 0 to below 1", accept)
+
+
 def text() -> Rule:
     """Text that is not empty."""
 
@@ -91,9 +102,11 @@ def flag() -> Rule:
 
 
 def cutoff_or_list() -> Rule:
-    """A cutoff in either spelling, or several; their upper bound is the model's to tell."""
+    """A cutoff in either spelling, or several, or `auto`; the model tells how many there are."""
 
     def accept(value):
+        if value == "auto":
+            return value
         several = isinstance(value, (list, tuple))
         numbers = list(value) if several else [value]
         if not numbers or any(type(number) is not int or number == 0 for number in numbers):
@@ -101,7 +114,7 @@ def cutoff_or_list() -> Rule:
         return tuple(numbers) if several else value
 
     words = "a whole number from 1 to the number of Gemma's blocks, or from -1 (all blocks) down"
-    return Rule(f"{words}, or a list of such numbers that is not empty", accept)
+    return Rule(f"{words}, or a list of such numbers that is not empty, or auto", accept)
 
 
 def optional(rule: Rule) -> Rule:
@@ -119,16 +132,20 @@ def key(default: Any, rule: Rule, about: str) -> Any:
 KINDS = ("hybrid", "gemma_only", "roberta_only")
 
 DATA_KEYS = ("task", "task_data", "text_column", "label_column", "samples_per_label")
-TASK_KEYS = (*DATA_KEYS, "max_tokens", "pooling")
+TASK_KEYS = (*DATA_KEYS, "scored_split", "max_tokens", "pooling")
 GEMMA_KEYS = ("llm_preset", "llm_layers", "final_norm")
 PROJECTION_KEYS = ("fusion", "projection", "projection_start")
 ROBERTA_KEYS = ("slm_preset", "epochs")
+SPLIT_KEYS = ("train_split", "max_train_texts")
 TRAINING_KEYS = (
     "batch_size",
     "learning_rate",
     "projection_learning_rate",
-    "train_split",
-    "max_train_texts",
+    "warmup",
+    "clip_norm",
+    "patience",
+    "class_weights",
+    *SPLIT_KEYS,
 )
 
 
@@ -161,10 +178,11 @@ class Experiment:
         text(),
         "Gemma: `tiny_gemma` (built in), a Keras preset, an hf:// or kaggle:// handle, a folder",
     )
-    llm_layers: int | tuple[int, ...] = key(
+    llm_layers: int | tuple[int, ...] | str = key(
         -1,
         cutoff_or_list(),
-        "the cutoff: 1 … n counts kept blocks, -1 … -n is the Layer Number; a list is pooled",
+        "the cutoff: 1 … n counts kept blocks, -1 … -n is the Layer Number; a list is pooled; "
+        "`auto` takes the one whose states a linear classifier reads best, before any training",
     )
     layer_pooling: str = key(
         "mean",
@@ -177,13 +195,23 @@ class Experiment:
         "norm behind each cutoff: `rms` without a scale, Gemma's `learned` final norm, "
         "`last` = learned behind the last block only, `none` = the raw residual stream",
     )
-    fusion: str = key("replace", one_of("replace"), "how projected states enter RoBERTa")
+    fusion: str = key(
+        "replace",
+        one_of("replace", "add", "prepend"),
+        "how projected states enter RoBERTa: in the place of its token embeddings, added to them "
+        "token by token, or as tokens in front of them",
+    )
     projection: str = key("linear", one_of("linear", "mlp"), "the projection into RoBERTa's space")
-    projection_start: str = key(
-        "ridge",
-        one_of("ridge", "random"),
+    projection_start: str | None = key(
+        None,
+        optional(one_of("ridge", "zero", "random")),
         "the projection before training: `ridge`, the closed-form map into RoBERTa's embeddings, "
-        "or `random`",
+        "behind a gate that starts closed if added to them; `zero`, only if added; or `random`; "
+        "null: `zero` if added, else `ridge`",
+    )
+    state_dropout: float = key(0.0, share(), "share of the states' values that training leaves out")
+    probe: bool = key(
+        False, flag(), "gemma_only: score a logistic regression on the whole train split as head"
     )
     slm_preset: str = key(
         "tiny_roberta",
@@ -201,9 +229,24 @@ class Experiment:
     seed: int = key(33, whole(0, 2**32 - 1), "seed of weights, dropout and batches")
     epochs: int = key(3, whole(0), "passes over the training texts; 0 leaves RoBERTa untrained")
     batch_size: int = key(32, whole(1), "texts per training step")
-    learning_rate: float = key(5e-5, positive(), "AdamW's rate for RoBERTa, decaying to 0")
+    learning_rate: float = key(5e-5, positive(), "AdamW's highest rate for RoBERTa; a cosine to 0")
     projection_learning_rate: float = key(
-        1e-3, positive(), "AdamW's rate for projection and head, decaying to 0"
+        1e-3, positive(), "AdamW's highest rate for projection and head"
+    )
+    warmup: float = key(0.1, share(), "share of the steps in which both rates rise from 0")
+    clip_norm: float | None = key(
+        1.0, optional(positive()), "norm of all gradients beyond which a step is scaled down"
+    )
+    patience: int | None = key(
+        None,
+        optional(whole(1)),
+        "epochs without a better validation accuracy that end the training; null: train them all",
+    )
+    class_weights: bool = key(False, flag(), "weigh each label's texts by how rare they are")
+    scored_split: str = key(
+        "test",
+        one_of("test", "validation"),
+        "split that scores are of; `validation` to choose settings by, so that test stays unseen",
     )
     train_split: str = key(
         "train",
@@ -235,6 +278,19 @@ class Experiment:
             except (ValueError, TypeError, OverflowError):
                 raise InputError(f"{one.name} is {value!r}, but must be {rule.allowed}") from None
             object.__setattr__(self, one.name, accepted)
+        if self.projection_start is None:
+            start = "zero" if self.fusion == "add" else "ridge"
+            object.__setattr__(self, "projection_start", start)
+        if self.projection_start == "zero" and self.fusion != "add":
+            raise InputError(
+                f"projection_start is 'zero', but fusion is {self.fusion!r}: all states would "
+                "look alike; use ridge or random"
+            )
+        if self.train_split == self.scored_split:
+            raise InputError(
+                "train_split and scored_split are both 'validation', so scores would be of texts "
+                "that were trained on: score the test split"
+            )
         if self.kind == "gemma_only" and self.layer_pooling == "learned":
             raise InputError(
                 "layer_pooling is 'learned', but gemma_only trains nothing: use mean or max"
@@ -248,14 +304,27 @@ class Experiment:
             # One cutoff needs no pooling.
             names += ("layer_pooling",) if _several(self.llm_layers) else ()
         if self.kind == "hybrid":
-            names += PROJECTION_KEYS
-            if self.projection_start == "ridge" and not self.epochs:
-                names += ("train_split", "max_train_texts")
+            names += PROJECTION_KEYS + (("state_dropout",) if self.epochs else ())
+        if self.kind == "gemma_only" and self.probe:
+            names += ("probe",)
         if self.kind != "gemma_only":
             names += ROBERTA_KEYS + (TRAINING_KEYS if self.epochs else ())
+        if self.reads_training_texts() and not set(SPLIT_KEYS) <= set(names):
+            names += SPLIT_KEYS
         if self.kind == "hybrid" or (self.kind == "roberta_only" and self.epochs):
             names += ("seed",)
         return {name: getattr(self, name) for name in names}
+
+    def reads_training_texts(self) -> bool:
+        """Whether anything is learned or chosen beside the protocol's own classifiers."""
+        if self.kind == "gemma_only":
+            return self.chooses() or self.probe
+        starts = self.kind == "hybrid" and self.projection_start == "ridge"
+        return self.chooses() or starts or self.epochs > 0
+
+    def chooses(self) -> bool:
+        """Whether the cutoff is chosen from the states."""
+        return self.kind != "roberta_only" and self.llm_layers == "auto"
 
     def as_dict(self) -> dict[str, Any]:
         """Every key, with lists where JSON and YAML have lists."""
@@ -266,7 +335,7 @@ class Experiment:
         }
 
 
-def _several(llm_layers: int | tuple[int, ...]) -> bool:
+def _several(llm_layers: int | tuple[int, ...] | str) -> bool:
     return isinstance(llm_layers, tuple) and len(llm_layers) > 1
 
 
@@ -348,16 +417,19 @@ def parse_override(setting: str) -> tuple[str, Any]:
         raise InputError(f"--set {setting!r}: the value is not YAML") from None
 
 
-def cutoffs(llm_layers: int | tuple[int, ...], blocks: int) -> tuple[int, ...]:
+def cutoffs(llm_layers: int | tuple[int, ...] | str, blocks: int) -> tuple[int, ...]:
     """Cutoffs counted from the bottom, 1 … blocks, in rising order.
 
     Args:
-        llm_layers: as in the Experiment; -1 is the last block, -2 the one before it.
+        llm_layers: as in the Experiment; -1 is the last block, -2 the one before it; `auto` may
+            be any.
         blocks: how many blocks the model has.
 
     Raises:
         InputError: a cutoff beyond the model, or one named twice.
     """
+    if llm_layers == "auto":
+        return tuple(range(1, blocks + 1))
     numbers = llm_layers if isinstance(llm_layers, tuple) else (llm_layers,)
     for number in numbers:
         if abs(number) > blocks:

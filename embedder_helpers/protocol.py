@@ -39,6 +39,12 @@ class Scores:
 
     experiments: tuple[dict[str, float | None], ...]
 
+    @classmethod
+    def of(cls, labels: Sequence[Any], answers: Sequence[np.ndarray]) -> "Scores":
+        """The scores of each experiment's answers."""
+        labels = _plain(labels)
+        return cls(tuple(metrics(labels, answer) for answer in answers))
+
     @property
     def mean(self) -> dict[str, float | None]:
         """The plain mean of each metric over the experiments."""
@@ -91,19 +97,37 @@ def score(
     train_labels: Sequence[Any],
     test_embeddings: np.ndarray,
     test_labels: Sequence[Any],
+    **keys: Any,
+) -> Scores:
+    """Scores embeddings as MTEB does; the arguments are those of `answers`, with test labels.
+
+    Raises:
+        InputError: as `answers`; test labels that do not fit.
+    """
+    if len(test_embeddings) != len(test_labels):
+        raise InputError(
+            f"test_embeddings has {len(test_embeddings)} rows, but test_labels {len(test_labels)}"
+        )
+    found = answers(train_embeddings, train_labels, test_embeddings, **keys)
+    return Scores.of(test_labels, found)
+
+
+def answers(
+    train_embeddings: np.ndarray,
+    train_labels: Sequence[Any],
+    test_embeddings: np.ndarray,
     *,
     samples_per_label: int,
     experiments: int = EXPERIMENTS,
     seed: int = SEED,
     rows: np.ndarray | None = None,
-) -> Scores:
-    """Scores embeddings as MTEB does.
+) -> list[np.ndarray]:
+    """The labels `(m,)` that each experiment's classifier gives the test texts.
 
     Args:
         train_embeddings: `(n, width)`, in the order of the train split, which decides the draws.
         train_labels: `(n,)` integers or strings, of the whole train split.
         test_embeddings: `(m, width)`.
-        test_labels: `(m,)`.
         samples_per_label: texts of each label that an experiment draws; rarer labels give all.
         experiments: how many.
         seed: of the draws and of the classifier.
@@ -114,16 +138,16 @@ def score(
         InputError: shapes that do not fit, embeddings that are not finite, a drawn row without an
             embedding.
     """
-    train_labels, test_labels = _plain(train_labels), _plain(test_labels)
+    train_labels = _plain(train_labels)
     rows = np.arange(len(train_labels)) if rows is None else np.asarray(rows)
     train = _checked(train_embeddings, len(rows), "train_embeddings")
-    test = _checked(test_embeddings, len(test_labels), "test_embeddings")
+    test = _checked(test_embeddings, len(test_embeddings), "test_embeddings")
     if train.shape[1] != test.shape[1]:
         raise InputError(
             f"train_embeddings have width {train.shape[1]}, but test_embeddings {test.shape[1]}"
         )
     draws = draw_rows(train_labels, samples_per_label, experiments, seed)
-    scored = []
+    found = []
     for draw in draws:
         places = np.searchsorted(rows, draw)
         if not np.array_equal(rows[np.minimum(places, len(rows) - 1)], draw):
@@ -132,8 +156,8 @@ def score(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # common and part of the protocol
             classifier.fit(train[places], [train_labels[row] for row in draw])
-        scored.append(metrics(test_labels, classifier.predict(test)))
-    return Scores(tuple(scored))
+        found.append(classifier.predict(test))
+    return found
 
 
 def metrics(labels: Sequence[Any], predicted: Sequence[Any]) -> dict[str, float | None]:

@@ -21,7 +21,9 @@ from embedder_helpers.config import (
     make_experiment,
     read_config,
 )
-from embedder_helpers.run import Plan, Result, plan, read_result, run, write_result
+from embedder_helpers.plan import Plan, plan
+from embedder_helpers.result import Result, read_result, write_result
+from embedder_helpers.run import run
 from embedder_helpers.tasks import Task
 
 if TYPE_CHECKING:  # brings in Keras, seconds that a mistake should not wait for

@@ -146,6 +146,25 @@ class Task:
         """The labels of the train split, sorted."""
         return np.unique(self.train.labels)
 
+    def held_out(self) -> np.ndarray:
+        """`(validation,)` the row of train that each validation text is, or -1."""
+        rows = np.setdiff1d(np.arange(len(self.train)), self.training_rows)
+        return rows if len(rows) else np.full(len(self.validation), -1)
+
+    @cached_property
+    def _train_contents(self) -> set[int]:
+        return set(map(_content, self.train.texts()))
+
+    def repeated(self, split: Split) -> np.ndarray:
+        """`(texts,)` whether train has the text of a row too, but for case, marks and spaces."""
+        return np.array([_content(text) in self._train_contents for text in split.texts()], bool)
+
+
+def _content(text: str) -> int:
+    """A number for the letters and digits of a text; all of it counts if it has none."""
+    kept = "".join(letter for letter in text.casefold() if letter.isalnum()) or text
+    return int.from_bytes(hashlib.blake2b(kept.encode(), digest_size=8).digest())
+
 
 def task_of(experiment: Experiment) -> Task:
     """The task of an Experiment; raises InputError as `load_task` does."""

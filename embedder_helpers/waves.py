@@ -14,7 +14,7 @@ import numpy as np
 
 from embedder_helpers import platform
 from embedder_helpers.gemma import Depth, Gemma, depths
-from embedder_helpers.run import Plan
+from embedder_helpers.plan import Plan
 from embedder_helpers.states import Store
 from embedder_helpers.tokens import Ragged
 

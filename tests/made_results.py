@@ -1,7 +1,7 @@
 """Results made up for the tests of what reads results."""
 
 from embedder_helpers.config import Experiment
-from embedder_helpers.run import Result
+from embedder_helpers.result import Result
 
 TRAINED = ({"val_accuracy": 0.7}, {"val_accuracy": 0.9}, {"val_accuracy": 0.8})
 EMOTION = "EmotionClassification"

@@ -1,6 +1,8 @@
-"""A small task on disk, for tests that write their own."""
+"""A small task on disk, for tests that write their own, and a quick experiment on one."""
 
 import json
+
+from embedder_helpers.config import Experiment
 
 
 def write_task(folder, word="rain", counts=None):
@@ -16,3 +18,9 @@ def write_task(folder, word="rain", counts=None):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     return folder
+
+
+def experiment(task_folder, **keys):
+    """Takes seconds; keys change it."""
+    quick = dict(llm_layers=2, epochs=2, batch_size=8, max_tokens=48, learning_rate=5e-4)
+    return Experiment(task=str(task_folder), samples_per_label=4, **{**quick, **keys})

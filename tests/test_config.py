@@ -28,12 +28,14 @@ ALLOWED = {
     "samples_per_label": [None, 1, 32],
     "kind": ["hybrid", "gemma_only", "roberta_only"],
     "llm_preset": ["gemma_2b_en", "hf://google/gemma-2b"],
-    "llm_layers": [1, 18, -1, -18],
+    "llm_layers": [1, 18, -1, -18, "auto"],
     "layer_pooling": ["mean", "max", "learned"],
     "final_norm": ["rms", "learned", "last", "none"],
-    "fusion": ["replace"],
+    "fusion": ["replace", "add", "prepend"],
     "projection": ["linear", "mlp"],
     "projection_start": ["ridge", "random"],
+    "state_dropout": [0.0, 0.5],
+    "probe": [True, False],
     "slm_preset": ["roberta_base_en"],
     "pooling": ["mean", "max", "first", "last"],
     "max_tokens": [3, 512],
@@ -42,6 +44,11 @@ ALLOWED = {
     "batch_size": [1, 64],
     "learning_rate": [1e-5, 0.5],
     "projection_learning_rate": [1e-3],
+    "warmup": [0.0, 0.1],
+    "clip_norm": [None, 0.5],
+    "patience": [None, 1, 3],
+    "class_weights": [True, False],
+    "scored_split": ["test", "validation"],
     "train_split": ["train", "validation"],
     "max_train_texts": [None, 2, 4000],
     "states_dir": [None, "some/folder"],
@@ -62,9 +69,11 @@ IMPOSSIBLE = {
     "llm_layers": [(bad, "list") for bad in (0, 2.5, "ten", [], [0], [1, 2.5], True, None, {})],
     "layer_pooling": [("sum", "mean, max, learned"), (None, "mean")],
     "final_norm": [("layer", "rms, learned, last, none"), (None, "rms")],
-    "fusion": [("add", "replace")],
+    "fusion": [("append", "replace, add, prepend"), (None, "replace")],
     "projection": [("deep", "linear, mlp")],
-    "projection_start": [("zero", "ridge, random"), (None, "ridge")],
+    "projection_start": [("none", "ridge, zero, random, or null"), (0, "ridge")],
+    "state_dropout": [(bad, "from 0 to below 1") for bad in (1, -0.1, "half", True, None)],
+    "probe": [(bad, "true or false") for bad in (1, "yes", None)],
     "slm_preset": [("  ", "a text")],
     "pooling": [("cls", "mean, max, first, last"), (["mean"], "mean"), (None, "mean")],
     "max_tokens": [(2, "at least 3"), ("256", WHOLE)],
@@ -76,6 +85,11 @@ IMPOSSIBLE = {
         for bad in (0, -1e-5, float("nan"), float("inf"), BELOW, "fast", True, None, [1e-5])
     ],
     "projection_learning_rate": [(0, "above 0"), ("", "above 0")],
+    "warmup": [(bad, "from 0 to below 1") for bad in (1.0, -0.1, float("nan"), True, None)],
+    "clip_norm": [(0, "above 0"), (-1, "above 0"), ("all", "null"), (True, "above 0")],
+    "patience": [(0, "at least 1"), (1.5, WHOLE), ("none", "null")],
+    "class_weights": [(bad, "true or false") for bad in (0, "balanced", None)],
+    "scored_split": [("train", "test, validation"), (None, "test")],
     "train_split": [("test", "train, validation")],
     "max_train_texts": [(1, "at least 2"), ("all", "null")],
     "states_dir": [("", "null"), (7, "null")],
@@ -84,6 +98,21 @@ IMPOSSIBLE = {
 }
 # Where states are kept, and how Gemma is held in memory, makes no other result.
 HOW = {"states_dir", "states_gigabytes", "stream_blocks"}
+SPLITS = {"train_split", "max_train_texts"}
+OF_TRAINING = {"warmup", "clip_norm", "patience", "class_weights"}
+TRAINING = {"batch_size", "learning_rate", "projection_learning_rate"} | OF_TRAINING | SPLITS
+# Another value than the default.
+OTHER = {
+    "warmup": 0.5,
+    "clip_norm": None,
+    "patience": 2,
+    "class_weights": True,
+    "scored_split": "validation",
+    "fusion": "prepend",
+    "projection_start": "random",
+    "state_dropout": 0.5,
+    "probe": True,
+}
 
 
 def cases(table):
@@ -119,6 +148,26 @@ def test_an_impossible_value_is_told_with_key_value_and_what_is_allowed(name, ca
 @pytest.mark.parametrize("name", ["learning_rate", "projection_learning_rate"])
 def test_a_rate_that_yaml_reads_as_text_is_a_number(name):
     assert getattr(make_experiment({name: "1e-5"}), name) == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("fusion", "start"), [("replace", "ridge"), ("prepend", "ridge"), ("add", "zero")]
+)
+def test_the_projections_start_is_the_fusions_own_unless_given(fusion, start):
+    assert make_experiment({"fusion": fusion}).projection_start == start
+    given = make_experiment({"fusion": fusion, "projection_start": "random"})
+    assert given.projection_start == "random"
+
+
+@pytest.mark.parametrize("fusion", ["replace", "prepend"])
+def test_a_start_at_zero_is_refused_where_states_stand_alone(fusion):
+    with pytest.raises(InputError, match=f"projection_start is 'zero', but fusion is '{fusion}'"):
+        make_experiment({"fusion": fusion, "projection_start": "zero"})
+
+
+def test_scores_of_the_split_that_is_trained_on_are_refused():
+    with pytest.raises(InputError, match="my.yaml: train_split and scored_split are both"):
+        make_experiment({"train_split": "validation", "scored_split": "validation"}, "my.yaml")
 
 
 def test_several_cutoffs_are_kept_as_a_tuple():
@@ -264,6 +313,7 @@ def test_an_override_that_is_not_yaml_is_told():
         ((10,), (10,)),
         ((-1, 3, 1), (1, 3, 18)),
         (tuple(range(1, 19)), tuple(range(1, 19))),
+        ("auto", tuple(range(1, 19))),
     ],
 )
 def test_cutoffs_count_from_the_bottom_in_rising_order(llm_layers, expected):
@@ -286,7 +336,7 @@ def test_a_block_named_twice_is_told(llm_layers):
 @pytest.mark.parametrize(
     ("kind", "ignored"),
     [
-        ("hybrid", set()),
+        ("hybrid", {"probe"}),
         (
             "gemma_only",
             {
@@ -294,13 +344,11 @@ def test_a_block_named_twice_is_told(llm_layers):
                 "fusion",
                 "projection",
                 "projection_start",
+                "state_dropout",
+                "probe",
                 "epochs",
                 "seed",
-                "batch_size",
-                "learning_rate",
-                "projection_learning_rate",
-                "train_split",
-                "max_train_texts",
+                *TRAINING,
             },
         ),
         (
@@ -313,6 +361,8 @@ def test_a_block_named_twice_is_told(llm_layers):
                 "fusion",
                 "projection",
                 "projection_start",
+                "state_dropout",
+                "probe",
             },
         ),
     ],
@@ -334,19 +384,68 @@ def test_without_epochs_no_key_of_training_determines_the_result():
     random = {"projection_start": "random"}
     trained = make_experiment(random | {"epochs": 1}).determining()
     untrained = make_experiment(random | {"epochs": 0}).determining()
-    assert set(trained) - set(untrained) == {
-        "batch_size",
-        "learning_rate",
-        "projection_learning_rate",
-        "train_split",
-        "max_train_texts",
-    }
+    assert set(trained) - set(untrained) == TRAINING | {"state_dropout"}
 
 
 def test_a_start_in_closed_form_is_determined_by_the_training_texts_too():
     started = make_experiment({"projection_start": "ridge", "epochs": 0}).determining()
     random = make_experiment({"projection_start": "random", "epochs": 0}).determining()
-    assert set(started) - set(random) == {"train_split", "max_train_texts"}
+    assert set(started) - set(random) == SPLITS
+    closed = make_experiment({"fusion": "add", "projection_start": "ridge", "epochs": 0})
+    zero = make_experiment({"fusion": "add", "epochs": 0})
+    assert set(closed.determining()) - set(zero.determining()) == SPLITS
+
+
+@pytest.mark.parametrize(
+    ("keys", "more"), [({"probe": True}, {"probe"}), ({"llm_layers": "auto"}, set())]
+)
+def test_what_gemma_alone_learns_is_determined_by_the_training_texts_too(keys, more):
+    plain = make_experiment({"kind": "gemma_only"})
+    learning = make_experiment({"kind": "gemma_only", **keys})
+    assert learning.reads_training_texts() and not plain.reads_training_texts()
+    assert set(learning.determining()) - set(plain.determining()) == more | SPLITS
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "gemma_only"])
+def test_a_cutoff_chosen_is_not_one_that_is_given(kind):
+    chosen, given = (
+        make_experiment({"kind": kind, "llm_layers": layers}) for layers in ("auto", 10)
+    )
+    assert chosen.chooses() and not given.chooses()
+    assert chosen.determining() != given.determining()
+
+
+def test_roberta_alone_chooses_no_cutoff():
+    chosen, given = (
+        make_experiment({"kind": "roberta_only", "epochs": 0, "llm_layers": layers})
+        for layers in ("auto", 10)
+    )
+    assert not chosen.chooses() and not chosen.reads_training_texts()
+    assert chosen.determining() == given.determining()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in ("hybrid", "roberta_only") for name in sorted(OF_TRAINING)]
+    + [("hybrid", name) for name in ("fusion", "state_dropout", "projection_start")]
+    + [("gemma_only", name) for name in ("scored_split", "probe")],
+)
+def test_a_new_value_of_a_key_that_the_kind_reads_makes_a_new_result(kind, name):
+    asked = make_experiment({"kind": kind})
+    other = make_experiment({"kind": kind, name: OTHER[name]})
+    assert asked.determining() != other.determining()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("gemma_only", name) for name in OTHER if name not in ("scored_split", "probe")]
+    + [("roberta_only", name) for name in ("fusion", "state_dropout", "projection_start", "probe")]
+    + [("hybrid", "probe")],
+)
+def test_a_new_value_of_a_key_that_the_kind_ignores_makes_no_new_result(kind, name):
+    asked = make_experiment({"kind": kind})
+    other = make_experiment({"kind": kind, name: OTHER[name]})
+    assert asked.determining() == other.determining()
 
 
 def test_every_key_is_in_the_dictionary_with_lists_for_tuples():

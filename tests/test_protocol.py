@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from embedder_helpers import protocol
 from embedder_helpers.config import InputError
-from embedder_helpers.protocol import EXPERIMENTS, draw_rows, floor, metrics, score
+from embedder_helpers.protocol import (
+    EXPERIMENTS,
+    Scores,
+    answers,
+    draw_rows,
+    floor,
+    metrics,
+    score,
+)
 from embedder_helpers.tasks import load_task
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=120)
@@ -113,6 +121,31 @@ def test_the_drawn_rows_alone_give_the_scores_of_all_rows():
     assert scores_of(train[rows], train_labels, test, test_labels, rows=rows, **options) == whole
 
 
+def test_the_scores_are_those_of_the_answers():
+    train, train_labels, test, test_labels = example()
+    found = answers(train, train_labels, test, samples_per_label=8)
+    assert [len(answer) for answer in found] == [len(test)] * EXPERIMENTS
+    assert Scores.of(test_labels, found) == scores_of(train, train_labels, test, test_labels)
+    for answer, scored in zip(found, Scores.of(test_labels, found).experiments, strict=True):
+        assert scored == metrics(test_labels.tolist(), answer.tolist())
+
+
+@pytest.mark.parametrize("left", [[0], [3, 1, 7], range(0, 60, 2)])
+def test_an_answer_does_not_depend_on_which_other_texts_are_answered(left):
+    train, train_labels, test, _ = example()
+    rows = list(left)
+    found = answers(train, train_labels, test, samples_per_label=8)
+    alone = answers(train, train_labels, test[rows], samples_per_label=8)
+    for answer, part in zip(found, alone, strict=True):
+        assert answer[rows].tolist() == part.tolist()
+
+
+def test_no_text_to_score_is_told():
+    train, train_labels, test, test_labels = example()
+    with pytest.raises(InputError, match="test_embeddings is empty"):
+        scores_of(train, train_labels, test[:0], test_labels[:0])
+
+
 def test_rows_that_lack_a_drawn_one_are_told():
     train, train_labels, test, test_labels = example()
     rows = np.unique(np.concatenate(draw_rows(train_labels, 8)))[:-1]
@@ -171,7 +204,8 @@ def test_embeddings_that_are_not_finite_are_told_with_the_first_row(bad, place, 
         (0, lambda rows: rows[:-1], r"train_embeddings has shape \(119, 8\).* \(120, width\)"),
         (0, lambda rows: rows[0], r"train_embeddings has shape \(8,\)"),
         (2, lambda rows: rows[:, :, None], r"test_embeddings has shape \(60, 8, 1\)"),
-        (2, lambda rows: rows[:-1], r"test_embeddings has shape \(59, 8\)"),
+        (2, lambda rows: rows[:-1], "test_embeddings has 59 rows, but test_labels 60"),
+        (2, lambda rows: rows[:, 0], r"test_embeddings has shape \(60,\)"),
         (2, lambda rows: rows[:, :7], "train_embeddings have width 8, but test_embeddings 7"),
     ],
 )

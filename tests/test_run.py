@@ -1,23 +1,20 @@
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
+from made_task import experiment
 
 from embedder_helpers import presets
 from embedder_helpers import run as run_module
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.gemma import Gemma
-from embedder_helpers.run import plan, read_result, with_baselines
+from embedder_helpers.plan import plan
+from embedder_helpers.protocol import metrics
+from embedder_helpers.result import read_result
 from embedder_helpers.states import Store
 from embedder_helpers.sweep import sweep
-
-QUICK = dict(llm_layers=2, epochs=2, batch_size=8, max_tokens=48, learning_rate=5e-4)
-
-
-def experiment(task_folder, **keys):
-    return Experiment(task=str(task_folder), samples_per_label=4, **{**QUICK, **keys})
+from embedder_helpers.tokens import tokenise
 
 
 def run(asked, out):
@@ -48,36 +45,6 @@ def test_a_result_that_is_there_is_not_computed_again(task_folder, tmp_path, cap
     assert f"1 experiments, 1 of them found in {tmp_path}" in capsys.readouterr().out
 
 
-def test_a_key_that_the_kind_ignores_makes_no_new_result(task_folder, tmp_path):
-    one, other = (experiment(task_folder, kind="gemma_only", epochs=epochs) for epochs in (1, 9))
-    assert plan(one, tmp_path).path == plan(other, tmp_path).path
-
-
-def test_where_states_are_kept_makes_no_new_result(task_folder, tmp_path):
-    asked = experiment(task_folder)
-    elsewhere = dataclasses.replace(
-        asked, states_dir="elsewhere", states_gigabytes=1, stream_blocks=True
-    )
-    assert plan(asked, tmp_path).path == plan(elsewhere, tmp_path).path
-
-
-def test_both_spellings_of_a_cutoff_and_moved_data_find_the_same_result(task_folder, tmp_path):
-    moved = task_folder.parent / "moved" / task_folder.name
-    shutil.copytree(task_folder, moved)
-    one = experiment(task_folder, kind="gemma_only", llm_layers=2)
-    other = experiment(moved, kind="gemma_only", llm_layers=-17)
-    assert plan(one, tmp_path).path == plan(other, tmp_path).path
-
-
-def test_other_data_under_the_same_path_make_a_new_result(task_folder, tmp_path):
-    asked = experiment(task_folder, kind="gemma_only")
-    before = plan(asked, tmp_path).path
-    line = json.dumps({"text": "The sun shone twice.", "label": 0}) + "\n"
-    with (task_folder / "test.jsonl").open("a") as file:
-        file.write(line)
-    assert plan(asked, tmp_path).path != before
-
-
 def test_a_broken_result_file_is_computed_again(task_folder, tmp_path):
     asked = experiment(task_folder, kind="gemma_only")
     result = run(asked, tmp_path)
@@ -91,9 +58,10 @@ def test_a_broken_result_file_is_computed_again(task_folder, tmp_path):
 def test_a_seed_repeats_a_hybrid(task_folder, tmp_path):
     asked = experiment(task_folder, epochs=1)
     first, again = (run(asked, tmp_path / name) for name in ("a", "b"))
-    assert first.scores == again.scores and first.history == again.history
+    assert first.scores == again.scores
+    assert first.history == [pytest.approx(epoch, rel=1e-5) for epoch in again.history]
     other = run(dataclasses.replace(asked, seed=34), tmp_path / "c")
-    assert other.history != first.history
+    assert other.history[0]["loss"] != pytest.approx(first.history[0]["loss"], rel=1e-3)
 
 
 def test_no_epochs_leave_roberta_untrained(task_folder, tmp_path):
@@ -101,47 +69,33 @@ def test_no_epochs_leave_roberta_untrained(task_folder, tmp_path):
     assert result.history == [] and result.head is None
 
 
+@pytest.fixture
+def scored_embeddings(monkeypatch):
+    """The embeddings of drawn and of scored texts that each run gives to the protocol."""
+    given, answers = [], run_module.protocol.answers
+
+    def watching(drawn, labels, scored, **keys):
+        given.append((drawn, scored))
+        return answers(drawn, labels, scored, **keys)
+
+    monkeypatch.setattr(run_module.protocol, "answers", watching)
+    return given
+
+
 def test_a_closed_form_start_is_taken_from_the_training_texts_without_any_epoch(
-    task_folder, tmp_path
+    task_folder, tmp_path, scored_embeddings
 ):
     started, random = (
         run(experiment(task_folder, epochs=0, projection_start=start), tmp_path)
         for start in ("ridge", "random")
     )
-    assert set(started.task["texts"]) == {"fit", "drawn", "test"}
+    assert set(started.task["texts"]) == {"fit", "watched", "drawn", "scored"}
     assert started.projection["explained"] > 0.05 and started.projection["penalty"] > 0
-    assert set(random.task["texts"]) == {"drawn", "test"} and random.projection is None
+    assert set(random.task["texts"]) == {"drawn", "scored"} and random.projection is None
     assert started.head is random.head is None
-    assert started.experiments != random.experiments
-
-
-def test_training_on_validation_swaps_the_roles_of_the_splits(task_folder, tmp_path):
-    asked = experiment(task_folder, kind="roberta_only", train_split="validation")
-    planned = plan(asked, tmp_path)
-    fit, watched = planned.texts("fit"), planned.texts("watched")
-    assert len(fit) == len(watched) == 12
-    assert all("of the validation" in text for text in fit)
-    assert all("of the train" in text for text in watched)
-
-
-def test_training_can_be_capped_while_the_protocol_draws_from_the_whole_split(
-    task_folder, tmp_path
-):
-    asked = experiment(task_folder, kind="roberta_only", max_train_texts=10)
-    rows = plan(asked, tmp_path).rows
-    assert len(rows["fit"]) == 10 and len(rows["drawn"]) > 10
-
-
-def test_gemma_alone_encodes_only_what_the_protocol_uses(task_folder, tmp_path):
-    rows = plan(experiment(task_folder, kind="gemma_only"), tmp_path).rows
-    assert set(rows) == {"drawn", "test"}
-
-
-def test_a_plan_gives_the_texts_of_all_its_parts_end_to_end(task_folder, tmp_path):
-    planned = plan(experiment(task_folder), tmp_path)
-    assert list(planned.rows) == ["drawn", "test", "fit", "watched"]
-    assert planned.texts() == [text for part in planned.rows for text in planned.texts(part)]
-    assert len(planned.texts("test", "watched")) == 16 + 12
+    (_, of_started), (_, of_random) = scored_embeddings
+    distances = np.linalg.norm(of_started - of_random, axis=1)
+    assert distances.min() > 0.1 * np.linalg.norm(of_random, axis=1).max()
 
 
 def test_each_text_that_was_cut_is_counted_once(task_folder, tmp_path):
@@ -174,22 +128,94 @@ def test_a_run_keeps_the_states_that_training_reads_again(task_folder, tmp_path)
     assert found.cutoffs == [1, 2] and found.head
 
 
-def test_a_hybrid_has_two_baselines_in_the_same_setting():
-    asked = Experiment(seed=7)
-    kinds = [one.kind for one in with_baselines(asked)]
-    assert kinds == ["hybrid", "roberta_only", "gemma_only"]
-    assert all(dataclasses.replace(one, kind="hybrid") == asked for one in with_baselines(asked))
+@pytest.mark.parametrize("keys", [{"fusion": "prepend"}, {"fusion": "add"},
+                                  {"fusion": "add", "projection_start": "ridge"}])  # fmt: skip
+def test_a_hybrid_of_any_fusion_is_trained_and_scored(keys, task_folder, tmp_path):
+    result = run(experiment(task_folder, epochs=1, projection="mlp", **keys), tmp_path)
+    assert np.isfinite(result.history[0]["loss"]) and result.head["accuracy"] > 0
+    assert (result.projection is None) == (keys == {"fusion": "add"})
 
 
-def test_gemma_alone_beside_a_hybrid_with_learned_pooling_takes_the_mean():
-    asked = Experiment(llm_layers=(1, 2), layer_pooling="learned")
-    found = [(one.kind, one.layer_pooling) for one in with_baselines(asked)]
-    assert found == [("hybrid", "learned"), ("roberta_only", "learned"), ("gemma_only", "mean")]
+def test_a_probe_is_a_head_for_gemma_alone(task_folder, tmp_path):
+    asked = experiment(task_folder, kind="gemma_only", probe=True)
+    probed, plain = (run(one, tmp_path) for one in (asked, dataclasses.replace(asked, probe=False)))
+    assert plain.head is None and set(probed.head) == set(probed.scores)
+    assert probed.scores == plain.scores and probed.history == []
+    assert set(probed.task["texts"]) == {"drawn", "scored", "fit", "watched"}
 
 
-@pytest.mark.parametrize("kind", ["gemma_only", "roberta_only"])
-def test_a_baseline_has_no_baselines(kind):
-    assert with_baselines(Experiment(kind=kind)) == [Experiment(kind=kind)]
+@pytest.fixture
+def tokenised(monkeypatch):
+    """Every text that any model is given."""
+    texts = []
+
+    def watching(tokenizer, given, *arguments, **keys):
+        texts.extend(given)
+        return tokenise(tokenizer, given, *arguments, **keys)
+
+    for module in ("gemma", "embedder"):
+        monkeypatch.setattr(f"embedder_helpers.{module}.tokenise", watching)
+    return texts
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"kind": "roberta_only", "epochs": 1},
+        {"fusion": "add", "projection_start": "ridge", "epochs": 1},
+        {"kind": "gemma_only", "llm_layers": "auto", "probe": True},
+    ],
+)
+def test_scores_of_validation_never_read_a_test_text(keys, task_folder, tmp_path, tokenised):
+    result = run(experiment(task_folder, scored_split="validation", **keys), tmp_path)
+    assert result.task["texts"]["scored"] == 12
+    assert tokenised and not any("of the test" in text for text in tokenised)
+    assert any("of the validation" in text for text in tokenised)
+
+
+def test_the_test_split_is_read_where_it_is_scored(task_folder, tmp_path, tokenised):
+    result = run(experiment(task_folder, kind="roberta_only", epochs=0), tmp_path)
+    assert result.task["texts"]["scored"] == 16
+    assert sum("of the test" in text for text in tokenised) == 16
+
+
+# Texts that train has too
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_scores_are_told_without_the_texts_that_train_has_too(
+    probe, task_folder, tmp_path, monkeypatch
+):
+    lines = (task_folder / "test.jsonl").read_text().splitlines()
+    repeated = [{"text": f"the RAIN fell, on day {i} of the train!!", "label": i % 2}
+                for i in (3, 8, 5)]  # fmt: skip
+    lines[4:4] = map(json.dumps, repeated)
+    (task_folder / "test.jsonl").write_text("\n".join(lines))
+    given, answers = [], run_module.protocol.answers
+
+    def chosen(drawn, labels, scored, **keys):
+        # The built-in models are too good at this task for its scores to differ.
+        given[:] = [np.random.default_rng(i).permutation(answer)
+                    for i, answer in enumerate(answers(drawn, labels, scored, **keys))]  # fmt: skip
+        return given
+
+    monkeypatch.setattr(run_module.protocol, "answers", chosen)
+    result = run(experiment(task_folder, kind="gemma_only", probe=probe), tmp_path)
+    kept = [row for row in range(len(lines)) if row not in (4, 6)]
+    labels = [json.loads(lines[row])["label"] for row in kept]
+    expected = [metrics(labels, answer[kept].tolist()) for answer in given]
+    told = result.unrepeated
+    assert told["texts"] == 2  # day 8 had sun, so its text is new
+    assert told["experiments"] == expected
+    assert told["scores"]["f1"] == pytest.approx(np.mean([one["f1"] for one in expected]))
+    assert told["scores"]["f1"] != result.scores["f1"]
+    assert (told["head"] is not None) == probe
+    (path,) = tmp_path.glob("*.json")
+    assert read_result(path).unrepeated == told
+
+
+def test_nothing_is_told_of_repeated_texts_where_there_are_none(task_folder, tmp_path):
+    assert run(experiment(task_folder, kind="gemma_only"), tmp_path).unrepeated is None
 
 
 def test_every_experiment_is_checked_before_the_first_one_runs(task_folder, tmp_path):

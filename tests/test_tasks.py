@@ -118,6 +118,36 @@ def test_without_a_validation_split_a_tenth_of_each_label_is_held_out_of_trainin
     assert "no validation split: 10 of train's texts are held out" in task.notes
 
 
+def test_held_out_texts_are_told_by_their_rows_of_train(tmp_path):
+    task = load_task(str(write_folder(tmp_path)))
+    rows = task.held_out()
+    assert task.train.texts(rows) == task.validation.texts()
+    assert not set(rows.tolist()) & set(task.training_rows.tolist())
+
+
+def test_a_validation_split_of_its_own_is_no_part_of_train(tmp_path):
+    task = load_task(str(write_folder(tmp_path, validation=rows_of(6, prefix="held"))))
+    assert task.held_out().tolist() == [-1] * 6
+
+
+REPEATED = ["Text 1!", "  TEXT\t1 ", "text 11", "unseen", "??", "?!", "straße 3", "STRASSE 3."]
+
+
+def test_repeated_texts_are_those_of_train_but_for_case_marks_and_spaces(tmp_path):
+    known = rows_of(40) + [{"text": text, "label": 0} for text in ("?!", "Straße 3", "Te-xt 41")]
+    tested = [{"text": text, "label": 0} for text in REPEATED]
+    validation = rows_of(2, prefix="held") + [{"text": "text 41", "label": 0}]
+    task = load_task(str(write_folder(tmp_path, train=known, test=tested, validation=validation)))
+    found = [True, True, True, False, False, True, True, True]
+    assert task.repeated(task.test).tolist() == found
+    assert task.repeated(task.validation).tolist() == [False, False, True]
+
+
+def test_no_text_of_the_sample_is_repeated():
+    task = load_task("sample")
+    assert not task.repeated(task.test).any() and not task.repeated(task.validation).any()
+
+
 def test_the_protocol_still_draws_from_the_whole_train_split(tmp_path):
     task = load_task(str(write_folder(tmp_path)))
     assert len(task.train) == 40 > len(task.training_rows)

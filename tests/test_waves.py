@@ -10,8 +10,9 @@ from embedder_helpers import gemma as gemma_module
 from embedder_helpers import protocol, waves
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.gemma import Depth, Gemma
+from embedder_helpers.plan import plan
 from embedder_helpers.presets import find_preset
-from embedder_helpers.run import plan, run
+from embedder_helpers.run import run
 from embedder_helpers.states import DepthFile, Store
 from embedder_helpers.tokens import end_to_end
 from embedder_helpers.waves import plan_waves
@@ -232,6 +233,24 @@ def test_a_hybrid_adds_its_training_texts_at_its_own_cutoffs_only(plans_of, rain
     assert token_sets(wave.ids, wave.wanted[rms(4)]) == texts_of(plans[2:])
     assert texts_of(plans[:1]) < texts_of(plans[2:])
     assert len(texts_of(plans[2:])) == sum(WEATHER.values())
+
+
+def test_a_cutoff_that_is_chosen_wants_its_training_texts_behind_every_block(plans_of, rain):
+    plans = plans_of(rain, [{"llm_layers": "auto"}])
+    (wave,) = gemma_waves(plans)
+    assert list(wave.wanted) == [rms(cutoff) for cutoff in range(1, 19)]
+    for mask in wave.wanted.values():
+        assert token_sets(wave.ids, mask) == texts_of(plans)
+    assert len(texts_of(plans)) == sum(WEATHER.values())
+
+
+def test_no_test_text_is_wanted_where_validation_is_scored(plans_of, rain):
+    plans = plans_of(rain, [{"llm_layers": 2, "kind": "hybrid", "scored_split": "validation"}])
+    (wave,) = gemma_waves(plans)
+    tested = ids_of(plans[0].task.test.texts())
+    wanted = token_sets(wave.ids, wave.wanted[rms(2)])
+    assert len(wanted) == WEATHER["train"] + WEATHER["validation"]
+    assert not wanted & token_sets(tested, np.ones(len(tested), bool))
 
 
 def test_a_text_of_several_parts_is_wanted_once(plans_of, rain):
