@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from embedder_helpers.report import KIND_NAMES, apart, embedder_name, long_table, told
-from embedder_helpers.run import Result
+from embedder_helpers.comparison import COLUMNS, groups, scores
+from embedder_helpers.intervals import interval
+from embedder_helpers.report import KIND_NAMES, apart, long_table, told
+from embedder_helpers.result import Result
 
 # The table that the original study published (Gemma 2B and RoBERTa-base; one run each).
 ORIGINAL = Path(__file__).resolve().parent.parent / "results" / "reference" / "original_study.csv"
@@ -81,7 +83,7 @@ def _published(panel: Any, frame: pd.DataFrame, metric: str) -> None:
 
 
 def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
-    """Accuracy and F1 of each result with its single protocol experiments, floor and head score.
+    """Accuracy and F1 of each embedder with its single draws, 95 % intervals, floor and head score.
 
     Args:
         results: of one or more tasks; each task is a row of panels.
@@ -90,29 +92,39 @@ def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
     Returns:
         The matplotlib figure.
     """
-    tasks = list(dict.fromkeys(result.task["name"] for result in results))
-    by_task = {task: [one for one in results if one.task["name"] == task] for task in tasks}
+    by_task: dict[str, dict[str, list[Result]]] = {}
+    for (task, name), group in groups(results).items():
+        by_task.setdefault(task, {})[name] = group
     heights = [0.8 + 0.42 * len(found) for found in by_task.values()]
-    figure, panels = _panels(tasks, heights, sharey="row")
+    figure, panels = _panels(list(by_task), heights, sharey="row")
     for found, row in zip(by_task.values(), panels, strict=True):
-        for metric, panel in zip(METRICS, row, strict=True):
+        for metric, panel in zip(("accuracy", "F1"), row, strict=True):
             _panel(panel, found, metric)
     return _finished(figure, panels, path)
 
 
-def _panel(panel: Any, results: Sequence[Result], metric: str) -> None:
+def _panel(panel: Any, found: dict[str, list[Result]], metric: str) -> None:
     """One metric: a dot for the protocol mean, ticks for its experiments, a cross for the head."""
-    places = range(len(results))
-    for place, result in zip(places, results, strict=True):
-        single = [one[metric] for one in result.experiments]
+    for place, group in enumerate(found.values()):
+        single = scores(group, metric)
         label = "single draw" if place == 0 else None
-        panel.plot(single, [place] * len(single), "|", color="#9ab", ms=9, label=label)
-    panel.plot([one.scores[metric] for one in results], places, "o", color="#136", label="protocol")
-    heads = [one.head[metric] if one.head else None for one in results]
-    panel.plot(heads, places, "x", color="#c50", label="head")
-    panel.axvline(results[0].floor[metric], color="#777", ls=":", label="floor")
-    panel.set_yticks(places, [embedder_name(one) for one in results], fontsize=9)
-    panel.set_ylim(len(results) - 0.5, -0.5)
+        panel.plot(single.ravel(), [place] * single.size, "|", color="#9ab", ms=9, label=label)
+    for column, mark, color, label in (
+        (metric, "o", "#136", "protocol, 95 % interval"),
+        (f"head {metric}", "x", "#c50", "head, 95 % interval of several seeds"),
+    ):
+        places, means = [], []
+        for place, group in enumerate(found.values()):
+            if (single := scores(group, column)) is not None:
+                mean, low, high = interval(single)
+                panel.plot([low, high], [place, place], color=color, lw=2)
+                places.append(place)
+                means.append(mean)
+        panel.plot(means, places, mark, color=color, label=label)
+    first = next(iter(found.values()))[0]
+    panel.axvline(first.floor[COLUMNS[metric][0]], color="#777", ls=":", label="floor")
+    panel.set_yticks(range(len(found)), list(found), fontsize=9)
+    panel.set_ylim(len(found) - 0.5, -0.5)
     panel.grid(axis="x", alpha=0.3)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from embedder_helpers import presets
 from embedder_helpers.config import InputError, make_experiment
-from embedder_helpers.run import Result, read_result
+from embedder_helpers.result import Result, read_result
 
 KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
 FIGURE = "scores.png"
@@ -132,7 +132,9 @@ def long_table(results: Sequence[Result]) -> pd.DataFrame:
     """A row per result with all that tells it apart: scores first, then every other key.
 
     `llm_layers` are cutoffs counted from the bottom, joined by `+` where several are pooled;
-    `val_accuracy` is the head's on the validation split after the best epoch.
+    `val_accuracy` is the head's on the validation split after the best epoch;
+    `projection_explained` the share of the variance of RoBERTa's embeddings that a closed-form
+    start explains on held-out tokens; `repeated_texts` the scored texts that train has too.
     """
     return pd.DataFrame([_long_row(result) for result in results])
 
@@ -154,6 +156,8 @@ def _long_row(result: Result) -> dict[str, Any]:
         "floor_f1": result.floor["f1"],
         "seconds": result.seconds["total"],
         "layer_number": "+".join(map(str, _layer_numbers(result))),
+        "projection_explained": (result.projection or {}).get("explained"),
+        "repeated_texts": (result.unrepeated or {}).get("texts", 0),
     }
     others = {key: value for key, value in experiment.items() if key not in row}
     return row | others | {"device": ", ".join(result.device)} | result.versions
@@ -219,12 +223,13 @@ def _from_the_top(result: Result) -> tuple:
 def publish(results: Sequence[Result], out: str | Path) -> None:
     """Prints the table; writes it and the figures into a folder.
 
-    Where results have several cutoffs, the layer table and the curves over the cutoff are added.
+    Where results have several cutoffs, the layer table and the curves over the cutoff are added;
+    where they have several seeds, the means with their intervals, and the hybrids' lead.
     """
-    from embedder_helpers import figures
+    from embedder_helpers import comparison, figures
 
     folder = Path(out)
-    text = as_text(results)
+    text = comparison.as_text(results) + as_text(results)
     files = [folder / TABLE, folder / FIGURE]
     figures.plot(results, folder / FIGURE)
     (folder / LAYERS).unlink(missing_ok=True)  # of other results

@@ -8,7 +8,7 @@ from made_results import EMOTION, TRAINED, result
 
 from embedder_helpers import report
 from embedder_helpers.config import Experiment, InputError
-from embedder_helpers.run import write_result
+from embedder_helpers.result import write_result
 
 
 def test_the_table_shows_the_cutoff_in_both_spellings():

@@ -1,0 +1,147 @@
+"""The comparison: results that differ in their seed alone become one row, with its intervals.
+
+And for each row, by how much the best hybrid lies above it on the same seeds and draws.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from embedder_helpers.intervals import interval, paired
+from embedder_helpers.report import apart, as_markdown, embedder_name, told
+from embedder_helpers.result import Result
+
+# Columns of the comparison, and the metric and the part of a result that each shows.
+COLUMNS = {
+    "accuracy": ("accuracy", "experiments"),
+    "F1": ("f1", "experiments"),
+    "head accuracy": ("accuracy", "head"),
+    "head F1": ("f1", "head"),
+}
+
+
+def as_text(results: Sequence[Result]) -> str:
+    """Both tables as Markdown, and again without repeated texts; empty for a single seed."""
+    if all(len(group) == 1 for group in groups(results).values()):
+        return ""
+    text = _tables(results, unrepeated=False)
+    repeated = {
+        f"{one.unrepeated['texts']} of {one.task['texts']['scored']} scored texts of "
+        f"{one.task['name']}": one.task["name"]
+        for one in results
+        if one.unrepeated
+    }
+    if repeated:
+        some = [one for one in results if one.task["name"] in repeated.values()]
+        text += f"Without {', '.join(repeated)}, which the train split has too:\n\n"
+        text += _tables(some, unrepeated=True)
+    return text
+
+
+def _tables(results: Sequence[Result], unrepeated: bool) -> str:
+    text = as_markdown(comparison(results, unrepeated=unrepeated)) + "\n"
+    lead = differences(results, unrepeated=unrepeated)
+    if len(lead):
+        text += "By how much a hybrid lies above the others, paired over seeds and draws:\n\n"
+        text += as_markdown(lead) + "\n"
+    return text
+
+
+def groups(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Results by task and embedder; those of a group differ in their seed and are sorted by it.
+
+    An embedder is named as in the table, with the keys that tell it from others of its task.
+    """
+    keys = apart(results)
+    found: dict[tuple[str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda one: one.experiment["seed"]):
+        name = ", ".join([embedder_name(result), *told(result, keys)])
+        found.setdefault((result.task["name"], name), []).append(result)
+    order = {(one.task["name"], embedder_name(one)): place for place, one in enumerate(results)}
+    return dict(
+        sorted(found.items(), key=lambda item: order[item[0][0], embedder_name(item[1][0])])
+    )
+
+
+def scores(results: Sequence[Result], column: str, *, unrepeated: bool = False) -> Any:
+    """The scores `(seeds, draws)` of one embedder, head scores `(seeds, 1)`; None if it has none.
+
+    Args:
+        results: of one embedder, by seed.
+        column: of COLUMNS.
+        unrepeated: leave out scored texts that train has too.
+    """
+    metric, part = COLUMNS[column]
+    found = []
+    for result in results:
+        given = result.unrepeated if unrepeated and result.unrepeated else vars(result)
+        singles = given[part] if part == "experiments" else [given[part]]
+        if singles == [None]:
+            return None
+        found.append([one[metric] for one in singles])
+    return np.array(found)
+
+
+def comparison(results: Sequence[Result], *, unrepeated: bool = False) -> pd.DataFrame:
+    """A row per task and embedder: mean and 95 % interval of each score.
+
+    Args:
+        results: of any tasks.
+        unrepeated: of the scored texts that train does not have too.
+    """
+    rows = []
+    for (task, name), group in groups(results).items():
+        found = {column: scores(group, column, unrepeated=unrepeated) for column in COLUMNS}
+        told = {
+            column: "-" if one is None else interval(one).told() for column, one in found.items()
+        }
+        rows.append({"task": task, "embedder": name, "seeds": len(group)} | told)
+    return pd.DataFrame(rows)
+
+
+def differences(results: Sequence[Result], *, unrepeated: bool = False) -> pd.DataFrame:
+    """By how much each hybrid lies above each embedder without Gemma or without RoBERTa.
+
+    Paired over seeds and draws; only seeds that both have count. A whole interval above zero means
+    that the hybrid is better, as far as seeds and draws go.
+    """
+    found = groups(results)
+    rows = []
+    for (task, name), hybrids in found.items():
+        if hybrids[0].experiment["kind"] != "hybrid":
+            continue
+        for (other_task, other), alone in found.items():
+            if other_task == task and alone[0].experiment["kind"] != "hybrid":
+                one, two = _same_seeds(hybrids, alone)
+                told = _differences(one, two, unrepeated) if one else {}
+                rows.append(
+                    {"task": task, "hybrid": name, "above": other, "seeds": len(one)} | told
+                )
+    return pd.DataFrame(rows)
+
+
+def _differences(
+    hybrids: Sequence[Result], alone: Sequence[Result], unrepeated: bool
+) -> dict[str, str]:
+    found = {}
+    for column in COLUMNS:
+        one, two = (scores(group, column, unrepeated=unrepeated) for group in (hybrids, alone))
+        missing = one is None or two is None
+        found[column] = "-" if missing else paired(one, two).told(signed=True)
+    return found
+
+
+def _same_seeds(
+    hybrids: Sequence[Result], alone: Sequence[Result]
+) -> tuple[list[Result], list[Result]]:
+    """Those whose seeds both have; an embedder that nothing was trained of has but one."""
+    if not alone[0].history:
+        return list(hybrids), list(alone[:1])
+    seeds = {one.experiment["seed"] for one in hybrids} & {one.experiment["seed"] for one in alone}
+    one, two = (
+        [result for result in group if result.experiment["seed"] in seeds]
+        for group in (hybrids, alone)
+    )
+    return one, two
