@@ -550,9 +550,9 @@ def wait_for(word, process):
 
 def test_of_two_processes_the_second_waits_and_computes_nothing(fill_elsewhere, tmp_path, capsys):
     depths = [ONE, TWO, THREE]
-    process = fill_elsewhere(tmp_path, depths, pause=0.2)
-    found = []
-    assert passes(lambda: found.append(Store(tmp_path).states(gemma(), ids(), depths))) == 0
+    model, texts, found = gemma(), ids(), []  # beforehand, so that the other is at work still
+    process = fill_elsewhere(tmp_path, depths, pause=1)
+    assert passes(lambda: found.append(Store(tmp_path).states(model, texts, depths))) == 0
     assert "waiting for another process" in capsys.readouterr().out
     assert wait_for("done", process).split()[1] == str(len(TEXTS) * 3)
     for depth, layer in zip(depths, found[0].layers, strict=True):
