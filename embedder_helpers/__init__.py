@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # TensorFlow is Keras's default; a user's own choice stands. Its start-up lines say nothing of use.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
