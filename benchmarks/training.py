@@ -25,11 +25,11 @@ def main() -> None:
 
     experiment = Experiment(llm_preset=asked.llm, slm_preset=asked.slm, llm_layers=4)
     embedder = build_embedder(experiment)
-    ids, _ = embedder.tokenise(texts(asked.data, asked.texts))
+    ids = embedder.tokenise(texts(asked.data, asked.texts)).gemma
     with tempfile.TemporaryDirectory() as folder:
         states = Store(folder).states(embedder.gemma, ids, embedder.depths)
         labels = np.arange(len(ids)) % 2
-        batches = training.Batches(states, labels, experiment)
+        batches = training.Batches(states, labels, experiment, embedder.longest)
         print(f"{len(ids)} texts, {ids.lengths.sum()} tokens, {len(batches)} batches an epoch")
         runs = {
             "keras": keras_epoch(embedder, batches),

@@ -2,7 +2,7 @@
 
 The modules stand in the order in which a text travels: config, platform, presets, local, tasks,
 tokens, streaming, gemma, states, pooling, fusion, projection, roberta, embedder, training, probe,
-protocol, result, plan, run, report, intervals, comparison, figures, waves, sweep.
+protocol, result, plan, run, report, intervals, comparison, figures, summary, waves, sweep.
 Importing the package imports none of them, so that a mistake in a config is told at once.
 """
 

@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from embedder_helpers import report
     from embedder_helpers.plan import with_baselines
+    from embedder_helpers.summary import summarise
     from embedder_helpers.sweep import load_sweep, sweep
 
     overrides = dict(parse_override(setting) for setting in options.settings)
@@ -65,16 +65,17 @@ def _sweep(options: argparse.Namespace) -> int:
         experiments = [one for experiment in experiments for one in with_baselines(experiment)]
     results, failed = sweep(experiments, options.out)
     print()
-    report.publish(results, options.out)
+    summarise(results, options.out)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _table(options: argparse.Namespace) -> int:
-    from embedder_helpers import report
+    from embedder_helpers.report import load_results
+    from embedder_helpers.summary import summarise
 
-    report.publish(report.load_results(options.folder), options.folder)
+    summarise(load_results(options.folder), options.folder)
     return 0
 
 

@@ -1,6 +1,6 @@
 """The comparison: results that differ in their seed alone become one row, with its intervals.
 
-And for each row, by how much the best hybrid lies above it on the same seeds and draws.
+And for each hybrid, by how much it lies above the others on the same seeds and draws.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from embedder_helpers.intervals import interval, paired
-from embedder_helpers.report import apart, as_markdown, embedder_name, told
+from embedder_helpers.intervals import Interval, interval, paired
+from embedder_helpers.report import as_markdown, names, of_validation
 from embedder_helpers.result import Result
 
 # Columns of the comparison, and the metric and the part of a result that each shows.
@@ -50,19 +50,13 @@ def _tables(results: Sequence[Result], unrepeated: bool) -> str:
 
 
 def groups(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """Results by task and embedder; those of a group differ in their seed and are sorted by it.
-
-    An embedder is named as in the table, with the keys that tell it from others of its task.
-    """
-    keys = apart(results)
+    """Results by task and name; those of a group differ in their seed and are sorted by it."""
     found: dict[tuple[str, str], list[Result]] = {}
-    for result in sorted(results, key=lambda one: one.experiment["seed"]):
-        name = ", ".join([embedder_name(result), *told(result, keys)])
+    for result, name in zip(results, names(results), strict=True):
         found.setdefault((result.task["name"], name), []).append(result)
-    order = {(one.task["name"], embedder_name(one)): place for place, one in enumerate(results)}
-    return dict(
-        sorted(found.items(), key=lambda item: order[item[0][0], embedder_name(item[1][0])])
-    )
+    return {
+        same: sorted(group, key=lambda one: one.experiment["seed"]) for same, group in found.items()
+    }
 
 
 def scores(results: Sequence[Result], column: str, *, unrepeated: bool = False) -> Any:
@@ -77,11 +71,23 @@ def scores(results: Sequence[Result], column: str, *, unrepeated: bool = False) 
     found = []
     for result in results:
         given = result.unrepeated if unrepeated and result.unrepeated else vars(result)
-        singles = given[part] if part == "experiments" else [given[part]]
-        if singles == [None]:
+        singles = given.get(part) if part == "experiments" else [given.get(part)]
+        if singles in (None, [None]):
             return None
         found.append([one[metric] for one in singles])
     return np.array(found)
+
+
+def mean(results: Sequence[Result], column: str, *, unrepeated: bool = False) -> Interval | None:
+    """The mean of one embedder's scores with its interval, which one trained seed cannot tell."""
+    found = scores(results, column, unrepeated=unrepeated)
+    return None if found is None else _unless_one_seed(results, interval(found))
+
+
+def _unless_one_seed(results: Sequence[Result], found: Interval) -> Interval:
+    if results[0].history and len(results) == 1:
+        return Interval(found.mean, np.nan, np.nan)
+    return found
 
 
 def comparison(results: Sequence[Result], *, unrepeated: bool = False) -> pd.DataFrame:
@@ -93,10 +99,8 @@ def comparison(results: Sequence[Result], *, unrepeated: bool = False) -> pd.Dat
     """
     rows = []
     for (task, name), group in groups(results).items():
-        found = {column: scores(group, column, unrepeated=unrepeated) for column in COLUMNS}
-        told = {
-            column: "-" if one is None else interval(one).told() for column, one in found.items()
-        }
+        found = {column: mean(group, column, unrepeated=unrepeated) for column in COLUMNS}
+        told = {column: "-" if one is None else one.told() for column, one in found.items()}
         rows.append({"task": task, "embedder": name, "seeds": len(group)} | told)
     return pd.DataFrame(rows)
 
@@ -113,13 +117,25 @@ def differences(results: Sequence[Result], *, unrepeated: bool = False) -> pd.Da
         if hybrids[0].experiment["kind"] != "hybrid":
             continue
         for (other_task, other), alone in found.items():
-            if other_task == task and alone[0].experiment["kind"] != "hybrid":
+            if other_task == task and _comparable(hybrids[0], alone[0]):
                 one, two = _same_seeds(hybrids, alone)
                 told = _differences(one, two, unrepeated) if one else {}
                 rows.append(
                     {"task": task, "hybrid": name, "above": other, "seeds": len(one)} | told
                 )
     return pd.DataFrame(rows)
+
+
+def _comparable(hybrid: Result, other: Result) -> bool:
+    """Whether the other is RoBERTa alone or Gemma alone at a like cutoff, on the same texts."""
+
+    def scored(result: Result) -> tuple:
+        draws = result.task.get("samples_per_label")
+        return result.inputs["task"], of_validation(result), draws
+
+    kind, chosen = other.experiment["kind"], other.experiment["llm_layers"] == "auto"
+    like = kind == "gemma_only" and (chosen or other.cutoffs == hybrid.cutoffs)
+    return (like or kind == "roberta_only") and scored(hybrid) == scored(other)
 
 
 def _differences(
@@ -129,7 +145,9 @@ def _differences(
     for column in COLUMNS:
         one, two = (scores(group, column, unrepeated=unrepeated) for group in (hybrids, alone))
         missing = one is None or two is None
-        found[column] = "-" if missing else paired(one, two).told(signed=True)
+        found[column] = "-"
+        if not missing:
+            found[column] = _unless_one_seed(hybrids, paired(one, two)).told(signed=True)
     return found
 
 

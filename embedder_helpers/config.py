@@ -278,13 +278,15 @@ class Experiment:
             except (ValueError, TypeError, OverflowError):
                 raise InputError(f"{one.name} is {value!r}, but must be {rule.allowed}") from None
             object.__setattr__(self, one.name, accepted)
-        if self.projection_start is None:
-            start = "zero" if self.fusion == "add" else "ridge"
-            object.__setattr__(self, "projection_start", start)
         if self.projection_start == "zero" and self.fusion != "add":
             raise InputError(
                 f"projection_start is 'zero', but fusion is {self.fusion!r}: all states would "
                 "look alike; use ridge or random"
+            )
+        if self.fusion == "prepend" and self.pooling == "first":
+            raise InputError(
+                "pooling is 'first', but fusion is 'prepend', which puts Gemma's states first: use "
+                "mean, max or last"
             )
         if self.train_split == self.scored_split:
             raise InputError(
@@ -305,7 +307,7 @@ class Experiment:
             names += ("layer_pooling",) if _several(self.llm_layers) else ()
         if self.kind == "hybrid":
             names += PROJECTION_KEYS + (("state_dropout",) if self.epochs else ())
-        if self.kind == "gemma_only" and self.probe:
+        if self.kind == "gemma_only":
             names += ("probe",)
         if self.kind != "gemma_only":
             names += ROBERTA_KEYS + (TRAINING_KEYS if self.epochs else ())
@@ -313,13 +315,20 @@ class Experiment:
             names += SPLIT_KEYS
         if self.kind == "hybrid" or (self.kind == "roberta_only" and self.epochs):
             names += ("seed",)
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        if "projection_start" in values:
+            values["projection_start"] = self.start()
+        return values
+
+    def start(self) -> str:
+        """How the projection starts, `null` resolved."""
+        return self.projection_start or ("zero" if self.fusion == "add" else "ridge")
 
     def reads_training_texts(self) -> bool:
         """Whether anything is learned or chosen beside the protocol's own classifiers."""
         if self.kind == "gemma_only":
             return self.chooses() or self.probe
-        starts = self.kind == "hybrid" and self.projection_start == "ridge"
+        starts = self.kind == "hybrid" and self.start() == "ridge"
         return self.chooses() or starts or self.epochs > 0
 
     def chooses(self) -> bool:

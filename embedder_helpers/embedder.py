@@ -17,7 +17,14 @@ from embedder_helpers.gemma import Depth, Gemma, depths
 from embedder_helpers.local import check_texts
 from embedder_helpers.pooling import LayerPooling, pool
 from embedder_helpers.presets import Preset, find_presets
-from embedder_helpers.projection import Ridge, aligned_pairs, build_projection, ridge, start_at
+from embedder_helpers.projection import (
+    Ridge,
+    Standardise,
+    aligned_pairs,
+    build_projection,
+    ridge,
+    start_at,
+)
 from embedder_helpers.roberta import encode_embeddings, load_roberta
 from embedder_helpers.tokens import (
     Ragged,
@@ -124,7 +131,8 @@ class GemmaOnly(Embedder):
         self.depths = depths(experiment, preset.blocks)
 
         # === Functional model ===
-        inputs, states = _states_input(self.depths, preset.width, experiment.layer_pooling)
+        inputs = _states_input(self.depths, preset.width)
+        states = _layers_pooled(inputs, experiment.layer_pooling)
         mask = _tokens_input("mask")
         pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
         self.model = _model({"inputs": inputs, "mask": mask}, pooled)
@@ -186,14 +194,14 @@ class Hybrid(RobertaOnly):
         self.gemma = Gemma(llm_preset, experiment.stream_blocks)
         self.depths = depths(experiment, llm_preset.blocks)
         roberta, self.tokenizer = load_roberta(preset, dtype)
-        # Raw states, kept in float32, may be too large for float16.
-        self.projection = build_projection(
-            experiment, llm_preset.width, preset.width, dtype if self._normed() else "float32"
-        )
+        self.standard = Standardise(dtype="float32", name="standardise")
+        self.projection = build_projection(experiment, llm_preset.width, preset.width, dtype)
         self.token_embedding = roberta.token_embedding
 
         # === Functional model ===
-        inputs, states = _states_input(self.depths, llm_preset.width, experiment.layer_pooling)
+        inputs = _states_input(self.depths, llm_preset.width)
+        states = _layers_pooled(self.standard(inputs), experiment.layer_pooling)
+        self.reader = keras.Model(inputs, states)
         states = keras.layers.Dropout(experiment.state_dropout, name="state_dropout")(states)
         embeddings = self.projection(states)
         mask, takes = _tokens_input("mask"), {"inputs": inputs}
@@ -206,7 +214,7 @@ class Hybrid(RobertaOnly):
         self.model = _model(takes | {"mask": mask}, pooled)
 
         # === Config ===
-        self.fusion, self.layer_pooling = experiment.fusion, experiment.layer_pooling
+        self.fusion = experiment.fusion
         self.width, self.blocks = preset.width, preset.blocks
         self.max_tokens = experiment.max_tokens
         self.longest = self.max_tokens * (2 if self.fusion == "prepend" else 1)
@@ -238,15 +246,13 @@ class Hybrid(RobertaOnly):
         if tokens.roberta is None:
             tokens = tokens._replace(roberta=super().tokenise(texts).roberta)
         table = ops.convert_to_numpy(self.token_embedding.embeddings)
-        pairs = aligned_pairs(
-            states, self._places(tokens), tokens.roberta, table, self.layer_pooling
-        )
-        found = ridge(pairs)
+
+        def read(values):
+            return ops.convert_to_numpy(self.reader(values[None]))[0]
+
+        found = ridge(aligned_pairs(states, self._places(tokens), tokens.roberta, table, read))
         start_at(self.projection, found)
         return found
-
-    def _normed(self) -> bool:
-        return self.depths[0].dtype == "float16"
 
     def _places(self, tokens: Tokens) -> Ragged:
         return align((self.gemma.tokenizer, tokens.gemma), (self.tokenizer, tokens.roberta))
@@ -256,15 +262,17 @@ def _tokens_input(name: str) -> keras.KerasTensor:
     return keras.Input((None,), dtype="int32", name=name)
 
 
-def _states_input(
-    depths: Sequence[Depth], width: int, layer_pooling: str
-) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """The input for states, `(texts, tokens, width)` or with an axis of cutoffs; their pool."""
+def _states_input(depths: Sequence[Depth], width: int) -> keras.KerasTensor:
+    """The input for states, `(texts, tokens, width)` or with an axis of cutoffs before the last."""
     shape = (None, width) if len(depths) == 1 else (None, len(depths), width)
-    inputs = keras.Input(shape, dtype=depths[0].dtype, name="inputs")
-    if len(depths) == 1:
-        return inputs, inputs
-    return inputs, LayerPooling(layer_pooling, name="layer_pooling")(inputs)
+    return keras.Input(shape, dtype=depths[0].dtype, name="inputs")
+
+
+def _layers_pooled(states: keras.KerasTensor, layer_pooling: str) -> keras.KerasTensor:
+    """States without the axis of cutoffs, if they have one."""
+    if len(states.shape) == 3:
+        return states
+    return LayerPooling(layer_pooling, name="layer_pooling")(states)
 
 
 def _model(takes: dict[str, keras.KerasTensor], embedding: keras.KerasTensor) -> keras.Model:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from embedder_helpers.comparison import COLUMNS, groups, scores
-from embedder_helpers.intervals import interval
-from embedder_helpers.report import KIND_NAMES, apart, long_table, told
+from embedder_helpers.comparison import COLUMNS, groups, mean, scores
+from embedder_helpers.report import KIND_NAMES, apart, long_table, of_validation, told
 from embedder_helpers.result import Result
 
 # The table that the original study published (Gemma 2B and RoBERTa-base; one run each).
@@ -39,7 +38,8 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> An
     frame["told"] = [", ".join(told(result, keys)) for result in results]
     tasks = sorted(frame["task"].unique())
     figure, panels = _panels(tasks, [3.6] * len(tasks), sharex=True)
-    published = pd.read_csv(ORIGINAL) if ORIGINAL.exists() else frame.iloc[:0]
+    test_scores = ORIGINAL.exists() and not any(map(of_validation, results))
+    published = pd.read_csv(ORIGINAL) if test_scores else frame.iloc[:0]
     for task, row in zip(tasks, panels, strict=True):
         for metric, panel in zip(METRICS, row, strict=True):
             _curves(panel, frame[frame["task"] == task], metric)
@@ -115,11 +115,10 @@ def _panel(panel: Any, found: dict[str, list[Result]], metric: str) -> None:
     ):
         places, means = [], []
         for place, group in enumerate(found.values()):
-            if (single := scores(group, column)) is not None:
-                mean, low, high = interval(single)
-                panel.plot([low, high], [place, place], color=color, lw=2)
+            if one := mean(group, column):
+                panel.plot(one[1:], [place, place], color=color, lw=2)
                 places.append(place)
-                means.append(mean)
+                means.append(one.mean)
         panel.plot(means, places, mark, color=color, label=label)
     first = next(iter(found.values()))[0]
     panel.axvline(first.floor[COLUMNS[metric][0]], color="#777", ls=":", label="floor")

@@ -40,12 +40,20 @@ class Plan:
         train, validation = self.task.train, self.task.validation
         if self.experiment.train_split == "validation":
             train, validation = validation, train
-        splits = {"fit": train, "watched": validation, "drawn": self.task.train}
-        return splits.get(part, scored_split(self.experiment, self.task))
+        scored = scored_split(self.experiment, self.task)
+        splits = {"fit": train, "watched": validation, "drawn": self.task.train, "scored": scored}
+        return splits[part]
 
     def labels(self, part: str) -> np.ndarray:
         """The labels of a part's rows."""
         return self.split(part).labels[self.rows[part]]
+
+    def repeated(self) -> np.ndarray:
+        """`(scored,)` whether train has a scored text too, beside the texts held out of it."""
+        task, rows = self.task, self.rows["scored"]
+        if self.experiment.scored_split == "test":
+            return task.repeated_test[rows]
+        return task.repeated_validation[rows]
 
     def texts(self, *parts: str) -> list[str]:
         """The texts of some parts, end to end; default: of all."""

@@ -5,7 +5,7 @@ RoBERTa token to that token's own RoBERTa embedding. So projected states lie amo
 RoBERTa has seen before the first training step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import keras
@@ -42,14 +42,46 @@ def build_projection(
         )
 
     states = keras.Input((None, llm_width))
-    start = "zeros" if experiment.projection_start == "zero" else "glorot_uniform"
+    start = "zeros" if experiment.start() == "zero" else "glorot_uniform"
     projected = dense("linear", start)(states)
     if experiment.projection == "mlp":
         hidden = dense("hidden", activation="gelu")(states)
         projected = projected + dense("branch", "zeros")(hidden)
-    if experiment.fusion == "add" and experiment.projection_start == "ridge":
+    if experiment.fusion == "add" and experiment.start() == "ridge":
         projected = Gate(dtype=dtype, name="projection_gate")(projected)
     return keras.Model(states, projected, name="projection")
+
+
+class Standardise(keras.layers.Layer):
+    """Gives every dimension of the states mean 0 and deviation 1 over the training tokens.
+
+    Five of the 640 dimensions of Gemma 3 270M's normed states hold 77 to 95 % of their energy and
+    hardly vary (massive activations: Sun et al. 2024). As they are, a step of the optimizer on
+    these dimensions' weights moves every token alike and drowns what the others say.
+    """
+
+    def build(self, shape):
+        """A mean and a deviation per dimension, and per cutoff where there are several."""
+        for name, start in (("mean", "zeros"), ("deviation", "ones")):
+            weight = self.add_weight(shape[2:], start, trainable=False, name=name)
+            setattr(self, name, weight)
+
+    def call(self, states):
+        """`(texts, tokens, …, width)`, the same shape."""
+        return (states - self.mean) / self.deviation
+
+    def adapt(self, states: Ragged | Stacked) -> None:
+        """Takes the figures from states, read once, a few texts at a time."""
+        count, sums, squares = 0, 0.0, 0.0
+        for start in range(0, len(states), CHUNK):
+            rows = range(start, min(start + CHUNK, len(states)))
+            values = np.concatenate([states.text(row) for row in rows]).astype("float64")
+            count, sums = count + len(values), sums + values.sum(0)
+            squares = squares + np.square(values).sum(0)
+        mean = sums / count
+        variance = squares / count - np.square(mean)
+        self.mean.assign(mean)
+        self.deviation.assign(np.sqrt(np.maximum(variance, 1e-6 * variance.mean()) + 1e-12))
 
 
 class Ridge(NamedTuple):
@@ -148,7 +180,11 @@ def _kernels(
 
 
 def aligned_pairs(
-    states: Ragged | Stacked, places: Ragged, ids: Ragged, table: np.ndarray, layer_pooling: str
+    states: Ragged | Stacked,
+    places: Ragged,
+    ids: Ragged,
+    table: np.ndarray,
+    read: Callable[[np.ndarray], np.ndarray],
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """Chunks of states and the embeddings they should become, for `ridge`.
 
@@ -157,17 +193,14 @@ def aligned_pairs(
         places: for each RoBERTa token, the Gemma token of the same text that ends it.
         ids: RoBERTa's token ids.
         table: RoBERTa's token embeddings `(vocabulary, width)`.
-        layer_pooling: of several cutoffs; learned weights start as their mean.
+        read: what the projection is given of states `(tokens, …)`: `(tokens, llm_width)`.
     """
     size = max(1, min(CHUNK, len(ids) // HELD_OUT))
     for start in range(0, len(ids), size):
         rows = range(start, min(start + size, len(ids)))
         found = [states.text(row)[places.text(row)] for row in rows]
         tokens = np.concatenate([ids.text(row) for row in rows])
-        values = np.concatenate(found).astype("float32")
-        if values.ndim == 3:
-            values = values.max(1) if layer_pooling == "max" else values.mean(1)
-        yield values, table[tokens]
+        yield read(np.concatenate(found)), table[tokens]
 
 
 def start_at(projection: keras.Model, found: Ridge) -> None:

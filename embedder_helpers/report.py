@@ -11,6 +11,7 @@ from embedder_helpers import presets
 from embedder_helpers.config import InputError, make_experiment
 from embedder_helpers.result import Result, read_result
 
+ORIGINS = {"task": "data", "llm_preset": "Gemma", "slm_preset": "RoBERTa"}
 KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
 FIGURE = "scores.png"
 LAYERS = "layers.png"
@@ -39,7 +40,8 @@ def _differing(results: Sequence[Result]) -> list[str]:
                 alike = (result.experiment["kind"], result.task["name"], key)
                 found.setdefault(alike, set()).add(value)
     differing = {key for (_, _, key), values in found.items() if len(values) > 1}
-    return [key for key in results[0].experiment if key in differing - {"llm_layers", "task_data"}]
+    known = {"llm_layers", "task_data", "scored_split"}  # by the name, or of no matter
+    return [key for key in results[0].experiment if key in differing - known]
 
 
 def _settings(result: Result, keys: Sequence[str]) -> dict[str, Any]:
@@ -70,13 +72,53 @@ def _row(result: Result) -> dict[str, Any]:
 
 
 def embedder_name(result: Result) -> str:
-    """`hybrid [1-10]`, `Gemma only [1-10]`, `RoBERTa only`, with `untrained` where it is."""
+    """`hybrid [1-10]`, `Gemma only [1-10, chosen]`, `RoBERTa only, untrained`, as it is.
+
+    Scores of the validation split are marked `validation`.
+    """
     kind, epochs = result.experiment["kind"], result.experiment["epochs"]
     name = KIND_NAMES[kind]
     if result.cutoffs:
         spans = [f"1-{cutoff}" if cutoff > 1 else "1" for cutoff in result.cutoffs]
-        name += f" [{', '.join(spans)}]"
-    return name if epochs or kind == "gemma_only" else f"{name}, untrained"
+        chosen = ", chosen" if result.experiment["llm_layers"] == "auto" else ""
+        name += f" [{', '.join(spans)}{chosen}]"
+    name += "" if epochs or kind == "gemma_only" else ", untrained"
+    return f"{name}, validation" if of_validation(result) else name
+
+
+def of_validation(result: Result) -> bool:
+    """Whether its scores are of the validation split."""
+    return result.experiment.get("scored_split") == "validation"
+
+
+def names(results: Sequence[Result]) -> list[str]:
+    """What to call each result: its embedder, and what tells it from the others but the seed.
+
+    Results that share task and name differ in their seed alone.
+    """
+    keys = apart(results)
+    found = []
+    for result in results:
+        alike = [one for one in results if one.task["name"] == result.task["name"]]
+        words = [embedder_name(result), *told(result, keys), *_origin(result, alike)]
+        found.append(", ".join(words))
+    return found
+
+
+def _origin(result: Result, results: Sequence[Result]) -> list[str]:
+    """Version, draws, data and models of a result, where not all of the results have the same."""
+
+    def origin(one: Result) -> dict[str, Any]:
+        inputs = {ORIGINS[key]: content[:8] for key, content in one.inputs.items()}
+        draws = one.task.get("samples_per_label")
+        return {"version": one.versions.get("embedder_helpers"), "draws": draws} | inputs
+
+    others = [origin(one) for one in results]
+    return [
+        f"{what} {value}"
+        for what, value in origin(result).items()
+        if any(other.get(what, value) != value for other in others)
+    ]
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -122,7 +164,17 @@ def notes(results: Sequence[Result]) -> list[str]:
         "accuracy and F1 (macro): mean of 10 logistic regressions on small draws of train, as MTEB "
         "does; head: the classifier that was trained; floor: always the commonest label."
     )
+    if any(map(of_validation, results)):
+        found.append(
+            "validation: scores of the split by which the epoch, a chosen cutoff and a probe's "
+            "penalty were taken too; good for choosing settings, too good to quote."
+        )
     for result in results:
+        if repeated := (result.unrepeated or {}).get("texts"):
+            found.append(
+                f"{result.task['name']}: {repeated} of {result.task['texts']['scored']} scored "
+                "texts stand in the train split too."
+            )
         for note in result.task["notes"]:
             found.append(f"{result.task['name']}: {note}.")
     return list(dict.fromkeys(found))
@@ -157,6 +209,7 @@ def _long_row(result: Result) -> dict[str, Any]:
         "seconds": result.seconds["total"],
         "layer_number": "+".join(map(str, _layer_numbers(result))),
         "projection_explained": (result.projection or {}).get("explained"),
+        "cutoff_chosen": experiment["llm_layers"] == "auto",
         "repeated_texts": (result.unrepeated or {}).get("texts", 0),
     }
     others = {key: value for key, value in experiment.items() if key not in row}
@@ -181,10 +234,9 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
     Scores are protocol scores; those of several seeds are averaged, and `seeds` tells how many.
     RoBERTa alone comes first, then Gemma alone and the hybrids, the deepest cutoff first.
     """
-    keys = apart(results)
     rows: dict[tuple, dict[tuple[str, str], list]] = {}
-    for result in sorted(results, key=_from_the_top):
-        name = ", ".join([embedder_name(result), *told(result, keys)])
+    named = zip(results, names(results), strict=True)
+    for result, name in sorted(named, key=lambda one: _from_the_top(one[0])):
         scores = rows.setdefault((name, _listed(_layer_numbers(result))), {})
         for metric, words in (("accuracy", "accuracy"), ("f1", "F1")):
             cell = scores.setdefault((result.task["name"], words), [])
@@ -218,28 +270,6 @@ def told(result: Result, keys: Sequence[str]) -> list[str]:
 def _from_the_top(result: Result) -> tuple:
     task, kind, trained, pooled, found = _place(result)
     return kind, trained, pooled, [-cutoff for cutoff in found], task
-
-
-def publish(results: Sequence[Result], out: str | Path) -> None:
-    """Prints the table; writes it and the figures into a folder.
-
-    Where results have several cutoffs, the layer table and the curves over the cutoff are added;
-    where they have several seeds, the means with their intervals, and the hybrids' lead.
-    """
-    from embedder_helpers import comparison, figures
-
-    folder = Path(out)
-    text = comparison.as_text(results) + as_text(results)
-    files = [folder / TABLE, folder / FIGURE]
-    figures.plot(results, folder / FIGURE)
-    (folder / LAYERS).unlink(missing_ok=True)  # of other results
-    if len({tuple(result.cutoffs) for result in results if result.cutoffs}) > 2:
-        text = as_markdown(layer_table(results)) + "\n" + text
-        figures.plot_layers(results, folder / LAYERS)
-        files.append(folder / LAYERS)
-    print(text)
-    (folder / TABLE).write_text(text, encoding="utf-8")
-    print("table and figures: " + ", ".join(map(str, files)))
 
 
 def load_results(folder: str | Path) -> list[Result]:

@@ -26,13 +26,14 @@ class Result:
         task: the task's name, its splits' sizes and notes on its data.
         cutoffs: counted from the bottom; empty for RoBERTa alone.
         blocks: of the whole Gemma; None for RoBERTa alone.
-        scores: the protocol's means, by MTEB's names.
+        scores: the protocol's means on the scored split, by MTEB's names.
         experiments: the protocol's single experiments.
-        head: metrics of the classification head on the test split; None where none was trained.
+        head: metrics of the classification head on the scored split; None where none was trained.
         floor: metrics of always answering the commonest label.
         history: loss and accuracy of each training epoch.
         truncated: different texts that were cut at `max_tokens`.
-        seconds: wall-clock time by part (load, tokenise, states, train, embed, score) and in all.
+        seconds: wall-clock time by part (choose, load, tokenise, states, projection, train, embed,
+            score) and in all.
         versions: of Python and the packages.
         device: what it was computed on, and the precision of training.
         inputs: fingerprints of data and presets.
@@ -41,7 +42,8 @@ class Result:
         choice: of an automatic cutoff: the share of texts that a linear classifier labels rightly
             at each; else None.
         unrepeated: the same without scored texts that the train split has too: `texts` that are
-            left out, `scores` and `head`; None where there are none.
+            left out and, unless that is all, `scores`, `experiments` and `head`; None where train
+            has none of them.
     """
 
     experiment: dict[str, Any]

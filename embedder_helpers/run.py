@@ -31,6 +31,7 @@ def run(plan: Plan, store: "Store") -> Result:
     from embedder_helpers.embedder import build_embedder
 
     clock, cut, asked, choice = _Clock(), {}, plan.experiment, None
+    plan.repeated()  # a text that cannot be read is told before anything long starts
     if asked.chooses():
         choice = _choose(plan, store)
         best = int(max(choice, key=choice.get))
@@ -139,9 +140,10 @@ def _learn(
         labels = plan.labels("fit"), plan.labels("watched")
         return _Learned(probe.fit_probe(*zip(embeddings, labels, strict=True)))
 
-    projection = None
-    if embedder.gemma and experiment.projection_start == "ridge":
-        rows = range(count)
+    projection, rows = None, range(count)
+    if embedder.gemma:
+        embedder.standard.adapt(states.select(rows))
+    if embedder.gemma and experiment.start() == "ridge":
         found = embedder.start_projection(texts[:count], tokens.select(rows), states.select(rows))
         projection = {"explained": found.explained, "penalty": found.penalty}
         platform.say(f"  projection: explains {found.explained:.0%} of RoBERTa's embeddings")
@@ -229,10 +231,10 @@ def _scores(
             "head": protocol.metrics(labels[kept], head_answers[kept]) if head else None,
         }
 
-    repeated = task.repeated(plan.split("scored"))[plan.rows["scored"]]
-    unrepeated = None
-    if repeated.any() and not repeated.all():
-        unrepeated = {"texts": int(repeated.sum())} | told(~repeated)
+    repeated, unrepeated = plan.repeated(), None
+    if repeated.any():
+        unrepeated = {"texts": int(repeated.sum())}
+        unrepeated |= {} if repeated.all() else told(~repeated)
     floor = protocol.floor(task.train.labels, labels)
     return told(np.full(len(labels), True)) | {"floor": floor, "unrepeated": unrepeated}
 

@@ -152,12 +152,20 @@ class Task:
         return rows if len(rows) else np.full(len(self.validation), -1)
 
     @cached_property
-    def _train_contents(self) -> set[int]:
-        return set(map(_content, self.train.texts()))
+    def repeated_test(self) -> np.ndarray:
+        """`(test,)` whether train has the text of a row too, but for case, marks and spaces."""
+        return _among(self.test.texts(), self.train.texts())
 
-    def repeated(self, split: Split) -> np.ndarray:
-        """`(texts,)` whether train has the text of a row too, but for case, marks and spaces."""
-        return np.array([_content(text) in self._train_contents for text in split.texts()], bool)
+    @cached_property
+    def repeated_validation(self) -> np.ndarray:
+        """`(validation,)` likewise, of the rows of train that are not held out."""
+        return _among(self.validation.texts(), self.train.texts(self.training_rows))
+
+
+def _among(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
+    """`(texts,)` whether each text is among the others."""
+    contents = set(map(_content, others))
+    return np.array([_content(text) in contents for text in texts], bool)
 
 
 def _content(text: str) -> int:

@@ -128,7 +128,9 @@ def _texts(gemma: Gemma, plans: Sequence[Plan]) -> tuple[Ragged, Callable[..., n
     def rows_of(plan: Plan, *parts: str) -> list[int]:
         parts = parts or tuple(plan.rows)
         # Many plans read the same texts: each set is looked up once.
-        same = (plan.inputs["task"], *((part, plan.rows[part].tobytes()) for part in parts))
+        splits = plan.experiment.scored_split, plan.experiment.train_split
+        which = ((part, plan.rows[part].tobytes()) for part in parts)
+        same = (plan.inputs["task"], *splits, *which)
         if same not in rows:
             rows[same] = [row.setdefault(text, len(row)) for text in plan.texts(*parts)]
         return rows[same]

@@ -99,3 +99,57 @@ def test_scores_without_repeated_texts_are_told_beside_those_of_all(repeated):
 
 def test_without_repeated_texts_there_is_one_comparison():
     assert "Without" not in comparison.as_text(ALL)
+
+
+def asked(chosen, seed, accuracy, **keys):
+    keys = {"llm_layers": "auto" if chosen else 10} | keys
+    return trained("hybrid", seed, accuracy, **keys)
+
+
+def test_a_chosen_cutoff_and_the_same_one_given_are_rows_of_their_own():
+    results = [asked(chosen, seed, 0.8) for chosen in (True, False) for seed in (1, 2)]
+    frame = comparison.comparison(results)
+    assert sorted(frame["embedder"]) == ["hybrid [1-10, chosen]", "hybrid [1-10]"]
+    assert frame["seeds"].tolist() == [2, 2]
+
+
+def test_gemma_alone_with_and_without_a_probe_are_rows_of_their_own():
+    results = [result("gemma_only", accuracy=0.6, probe=probe) for probe in (True, False)]
+    frame = comparison.comparison(results)
+    assert frame["seeds"].tolist() == [1, 1] and len(set(frame["embedder"])) == 2
+
+
+@pytest.mark.parametrize(
+    "part", [{"versions": {"embedder_helpers": "0.1"}}, {"inputs": {"task": "other"}}]
+)
+def test_results_of_another_version_or_of_other_data_are_rows_of_their_own(part):
+    older = dataclasses.replace(HYBRIDS[0], **{
+        name: vars(HYBRIDS[0])[name] | value for name, value in part.items()
+    })  # fmt: skip
+    newer = dataclasses.replace(
+        HYBRIDS[1], versions=HYBRIDS[1].versions | {"embedder_helpers": "0.2"}
+    )
+    frame = comparison.comparison([older, newer])
+    assert frame["seeds"].tolist() == [1, 1]
+
+
+def test_scores_of_validation_are_marked_and_not_compared_with_those_of_test():
+    validated = [trained("roberta_only", seed, 0.7, scored_split="validation") for seed in (1, 2)]
+    results = [*HYBRIDS, *validated]
+    assert "RoBERTa only, validation" in set(comparison.comparison(results)["embedder"])
+    assert len(comparison.differences(results)) == 0
+
+
+def test_a_hybrid_is_compared_with_gemma_alone_at_its_own_cutoff_or_a_chosen_one():
+    others = [result("gemma_only", (cutoff,)) for cutoff in (4, 10)]
+    chosen = result("gemma_only", (5,), llm_layers="auto")
+    frame = comparison.differences([*HYBRIDS, *others, chosen])
+    assert set(frame["above"]) == {"Gemma only [1-10]", "Gemma only [1-5, chosen]"}
+
+
+def test_one_seed_of_what_was_trained_tells_no_interval():
+    one, other = HYBRIDS[:1], ROBERTAS[:1]
+    frame = comparison.comparison([*one, *other])
+    assert row(frame, embedder="hybrid [1-10]")["accuracy"] == "0.820"
+    found = row(comparison.differences([HYBRIDS[1], ROBERTAS[0]]), above="RoBERTa only")
+    assert found["seeds"] == 1 and "[" not in found["accuracy"]

@@ -185,10 +185,13 @@ def test_a_started_projection_gives_vectors_nearer_to_robertas_embeddings_than_a
     slm_ids, _ = tokenise(embedder.tokenizer, TEXTS, 256, end=True)
     table = keras.ops.convert_to_numpy(embedder.token_embedding.embeddings)
 
+    def read(values):
+        return embedder.reader.predict_on_batch(values)
+
     def distance():
         places = align((embedder.gemma.tokenizer, tokens.gemma), (embedder.tokenizer, slm_ids))
         found = [
-            embedder.projection.predict_on_batch(states.text(row)[places.text(row)][None])[0]
+            embedder.projection.predict_on_batch(read(states.text(row)[places.text(row)][None]))[0]
             for row in range(len(TEXTS))
         ]
         return np.square(np.concatenate(found) - table[slm_ids.values]).mean()
@@ -197,6 +200,18 @@ def test_a_started_projection_gives_vectors_nearer_to_robertas_embeddings_than_a
     found = embedder.start_projection(TEXTS, tokens, states)
     assert distance() < before / 10
     assert found.kernel.shape == (states.values.shape[1], table.shape[1])
+
+
+@pytest.mark.parametrize("layer_pooling", ["mean", "max", "learned"])
+def test_the_projection_reads_standardised_states_pooled_over_the_cutoffs(layer_pooling):
+    embedder = build_embedder(Experiment(llm_layers=[1, 3], layer_pooling=layer_pooling))
+    states = embedder.states(embedder.tokenise(TEXTS))
+    embedder.standard.adapt(states)
+    every = np.concatenate([states.text(row) for row in range(len(TEXTS))]).astype("float32")
+    standard = (every - every.mean(0)) / every.std(0)
+    expected = standard.max(1) if layer_pooling == "max" else standard.mean(1)
+    found = np.array(embedder.reader(every[None]))[0]
+    np.testing.assert_allclose(found, expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("layers", [19, -19])

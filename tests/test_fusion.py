@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from embedder_helpers import embedder as embedder_module
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.embedder import build_embedder
-from embedder_helpers.fusion import NONE, Fused, Gate, fuse, fused
+from embedder_helpers.fusion import GATE_RATE, NONE, Fused, Gate, fuse, fused
 from embedder_helpers.presets import find_preset, find_presets
 from embedder_helpers.roberta import encode_embeddings, load_roberta
 from embedder_helpers.tokens import align, bucket, end_to_end, stacked
@@ -114,8 +114,8 @@ def test_projected_and_own_embeddings_become_one_input(fusion, expected):
 def test_a_gate_is_closed_at_first_and_then_a_factor():
     gate = Gate()
     assert not np.array(gate(np.ones((1, 2, 3), "float32"))).any()
-    gate.scale.assign(0.5)
-    assert (np.array(gate(np.ones((1, 2, 3), "float32"))) == 0.5).all()
+    gate.scale.assign(0.5 / GATE_RATE)
+    np.testing.assert_allclose(gate(np.ones((1, 2, 3), "float32")), 0.5)
 
 
 # Added states
@@ -134,7 +134,7 @@ def closed():
 def opened(closed):
     """The same with its gate open."""
     gate = closed.projection.get_layer("projection_gate").scale
-    gate.assign(1.0)
+    gate.assign(1 / GATE_RATE)
     yield closed
     gate.assign(0.0)
 

@@ -238,7 +238,7 @@ def asked(monkeypatch):
         return [], {}
 
     monkeypatch.setattr("embedder_helpers.sweep.sweep", sweep)
-    monkeypatch.setattr("embedder_helpers.report.publish", lambda results, out: None)
+    monkeypatch.setattr("embedder_helpers.summary.summarise", lambda results, out: None)
     return found
 
 

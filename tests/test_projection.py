@@ -4,7 +4,15 @@ from sklearn.linear_model import Ridge as PeerRidge
 
 from embedder_helpers import projection as projection_module
 from embedder_helpers.config import Experiment
-from embedder_helpers.projection import HELD_OUT, PENALTIES, aligned_pairs, ridge, start_at
+from embedder_helpers.fusion import GATE_RATE
+from embedder_helpers.projection import (
+    HELD_OUT,
+    PENALTIES,
+    Standardise,
+    aligned_pairs,
+    ridge,
+    start_at,
+)
 from embedder_helpers.tokens import Stacked, end_to_end
 
 
@@ -107,7 +115,7 @@ def test_a_regression_that_is_added_stands_behind_a_gate_that_starts_closed(proj
     found, states = ridge(pairs), pairs[0][0]
     start_at(layers, found)
     assert not layers.predict_on_batch(states[None]).any()
-    layers.get_layer("projection_gate").scale.assign(1.0)
+    layers.get_layer("projection_gate").scale.assign(1 / GATE_RATE)
     expected = states @ found.kernel + found.bias
     given = layers.predict_on_batch(states[None])[0]
     np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-3 * np.abs(expected).max())
@@ -136,14 +144,48 @@ def test_pairs_hold_the_state_of_the_token_where_each_token_ends():
     states = end_to_end(np.arange(10.0)[:, None], [4, 6])
     places, ids = end_to_end(np.array([0, 3, 1]), [2, 1]), end_to_end(np.array([5, 6, 7]), [2, 1])
     table = np.arange(20.0)[:, None] * 10
-    found = list(aligned_pairs(states, places, ids, table, "mean"))
+    found = list(aligned_pairs(states, places, ids, table, lambda read: read))
     assert np.concatenate([one for one, _ in found]).ravel().tolist() == [0, 3, 5]
     assert np.concatenate([one for _, one in found]).ravel().tolist() == [50, 60, 70]
 
 
-@pytest.mark.parametrize("layer_pooling, expected", [("mean", 1.0), ("max", 2.0), ("learned", 1.0)])
-def test_several_cutoffs_are_pooled_as_the_model_pools_them_at_first(layer_pooling, expected):
-    low, high = (end_to_end(np.full((2, 3), value), [1, 1]) for value in (0.0, 2.0))
-    places = ids = end_to_end(np.array([0, 0]), [1, 1])
-    pairs = aligned_pairs(Stacked((low, high)), places, ids, np.zeros((1, 2)), layer_pooling)
-    assert all((states == expected).all() and states.shape == (1, 3) for states, _ in pairs)
+def standard(states):
+    """A layer that has read states."""
+    layer = Standardise()
+    layer.build((None, None, *states.text(0).shape[1:]))
+    layer.adapt(states)
+    return layer
+
+
+@pytest.fixture
+def states(generator):
+    """Of 150 texts, more than are read at a time; one dimension is large and hardly varies."""
+    lengths = generator.integers(1, 9, size=150)
+    values = generator.normal(size=(lengths.sum(), 6)) * [1, 2, 3, 0.1, 0.5, 1]
+    values[:, 5] += 50
+    return end_to_end(values.astype("float16"), lengths)
+
+
+def test_standardised_states_have_mean_0_and_deviation_1_in_every_dimension(states):
+    found = np.array(standard(states)(states.values[None].astype("float32")))[0]
+    np.testing.assert_allclose(found.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(found.std(0), 1, atol=1e-3)
+
+
+def test_the_states_of_each_cutoff_are_standardised_by_their_own_figures(states):
+    several = Stacked((states, end_to_end(2 * states.values, states.lengths)))
+    given = np.stack([layer.values for layer in several.layers], 1)[None].astype("float32")
+    found = np.array(standard(several)(given))[0]
+    np.testing.assert_allclose(found[:, 0], found[:, 1], atol=1e-3)
+    np.testing.assert_allclose(found.std(0), 1, atol=1e-3)
+
+
+def test_a_dimension_that_never_varies_stays_finite(states):
+    states.values[:, 2] = 7
+    found = np.array(standard(states)(states.values[None].astype("float32")))
+    assert np.isfinite(found).all() and abs(found[..., 2]).max() < 1e-3
+
+
+def test_states_are_left_as_they_are_until_figures_were_taken():
+    values = np.random.default_rng(0).normal(size=(2, 3, 6)).astype("float32")
+    np.testing.assert_array_equal(Standardise()(values), values)

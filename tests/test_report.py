@@ -155,25 +155,3 @@ def test_the_layer_table_keeps_other_settings_apart_and_names_them():
         "hybrid [1-10], pooling mean",
         "hybrid [1-10], pooling max",
     ]
-
-
-def test_publishing_two_cutoffs_or_fewer_leaves_their_table_and_figure(tmp_path, capsys):
-    (tmp_path / report.LAYERS).write_text("of other results")
-    results = [result(), result("gemma_only"), result(cutoffs=(4,)), result("roberta_only", ())]
-    report.publish(results, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {report.TABLE, report.FIGURE}
-    assert (tmp_path / report.TABLE).read_text() in capsys.readouterr().out
-
-
-def test_publishing_many_cutoffs_adds_the_layer_table_and_its_figure(tmp_path, capsys):
-    results = [result(cutoffs=(cutoff,)) for cutoff in (1, 10, 18)]
-    report.publish(results, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        report.TABLE,
-        report.FIGURE,
-        report.LAYERS,
-    }
-    text = (tmp_path / report.TABLE).read_text()
-    assert text.startswith(report.as_markdown(report.layer_table(results)))
-    assert text.endswith(report.as_text(results))
-    assert text in capsys.readouterr().out
