@@ -211,7 +211,7 @@ class Experiment:
     )
     state_dropout: float = key(0.0, share(), "share of the states' values that training leaves out")
     probe: bool = key(
-        False, flag(), "gemma_only: score a logistic regression on the whole train split as head"
+        False, flag(), "gemma_only: score a logistic regression on all training texts as head"
     )
     slm_preset: str = key(
         "tiny_roberta",
@@ -231,7 +231,7 @@ class Experiment:
     batch_size: int = key(32, whole(1), "texts per training step")
     learning_rate: float = key(5e-5, positive(), "AdamW's highest rate for RoBERTa; a cosine to 0")
     projection_learning_rate: float = key(
-        1e-3, positive(), "AdamW's highest rate for projection and head"
+        1e-4, positive(), "AdamW's highest rate for projection and head"
     )
     warmup: float = key(0.1, share(), "share of the steps in which both rates rise from 0")
     clip_norm: float | None = key(
