@@ -139,13 +139,20 @@ def test_repeated_texts_are_those_of_train_but_for_case_marks_and_spaces(tmp_pat
     validation = rows_of(2, prefix="held") + [{"text": "text 41", "label": 0}]
     task = load_task(str(write_folder(tmp_path, train=known, test=tested, validation=validation)))
     found = [True, True, True, False, False, True, True, True]
-    assert task.repeated(task.test).tolist() == found
-    assert task.repeated(task.validation).tolist() == [False, False, True]
+    assert task.repeated_test.tolist() == found
+    assert task.repeated_validation.tolist() == [False, False, True]
 
 
 def test_no_text_of_the_sample_is_repeated():
     task = load_task("sample")
-    assert not task.repeated(task.test).any() and not task.repeated(task.validation).any()
+    assert not task.repeated_test.any() and not task.repeated_validation.any()
+
+
+def test_a_text_held_out_of_train_repeats_the_rest_of_train_alone(tmp_path):
+    train = [{"text": f"text {row}", "label": row % 2} for row in range(40)]
+    twice = [{"text": "Text 3!", "label": 0}]
+    task = load_task(str(write_folder(tmp_path, train=train, test=twice)))
+    assert task.repeated_test.tolist() == [True] and not task.repeated_validation.any()
 
 
 def test_the_protocol_still_draws_from_the_whole_train_split(tmp_path):
