@@ -459,3 +459,13 @@ def test_an_experiment_can_be_made_again_from_its_dictionary():
 def test_a_value_that_pyyaml_itself_stumbles_over_is_one_clear_error():
     with pytest.raises(InputError, match="the value is not YAML"):
         parse_override("seed=2024-13-45")
+
+
+def test_pooling_the_first_state_is_refused_where_gemmas_states_stand_first():
+    with pytest.raises(InputError, match="pooling is 'first', but fusion is 'prepend'"):
+        make_experiment({"fusion": "prepend", "pooling": "first"})
+
+
+def test_a_start_that_was_not_given_follows_a_change_of_the_fusion():
+    asked = dataclasses.replace(make_experiment({"fusion": "add"}), fusion="replace")
+    assert asked.start() == "ridge" and asked.determining()["projection_start"] == "ridge"

@@ -3,14 +3,17 @@ import json
 
 import numpy as np
 import pytest
-from made_task import experiment
+from made_task import experiment, write_task
 
 from embedder_helpers import presets
 from embedder_helpers import run as run_module
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.gemma import Gemma
 from embedder_helpers.plan import plan
+from embedder_helpers.presets import find_preset
+from embedder_helpers.projection import Standardise
 from embedder_helpers.protocol import metrics
+from embedder_helpers.report import notes
 from embedder_helpers.result import read_result
 from embedder_helpers.states import Store
 from embedder_helpers.sweep import sweep
@@ -212,6 +215,27 @@ def test_scores_are_told_without_the_texts_that_train_has_too(
     assert (told["head"] is not None) == probe
     (path,) = tmp_path.glob("*.json")
     assert read_result(path).unrepeated == told
+
+
+def test_where_train_has_every_scored_text_their_number_alone_is_told(tmp_path):
+    folder = write_task(tmp_path / "weather")
+    (folder / "test.jsonl").write_text((folder / "train.jsonl").read_text())
+    result = run(experiment(folder, kind="gemma_only"), tmp_path / "out")
+    assert result.unrepeated == {"texts": 24}
+    assert any("24 of 24 scored texts" in note for note in notes([result]))
+
+
+def test_states_are_standardised_by_the_training_texts_alone(task_folder, tmp_path, monkeypatch):
+    seen, adapt = [], Standardise.adapt
+    monkeypatch.setattr(
+        Standardise, "adapt", lambda layer, states: (seen.append(states), adapt(layer, states))[1]
+    )
+    asked = experiment(task_folder, epochs=1)
+    run(asked, tmp_path)
+    (states,) = seen
+    texts = plan(asked, tmp_path).texts("fit")
+    ids, _ = Gemma(find_preset("llm_preset", "tiny_gemma")).tokenise(texts, asked.max_tokens)
+    assert states.lengths.tolist() == ids.lengths.tolist() and len(states) == 40
 
 
 def test_nothing_is_told_of_repeated_texts_where_there_are_none(task_folder, tmp_path):
