@@ -56,8 +56,8 @@ class Standardise(keras.layers.Layer):
     """Gives every dimension of the states mean 0 and deviation 1 over the training tokens.
 
     Five of the 640 dimensions of Gemma 3 270M's normed states hold 77 to 95 % of their energy and
-    hardly vary (massive activations: Sun et al. 2024). As they are, a step of the optimizer on
-    these dimensions' weights moves every token alike and drowns what the others say.
+    hardly vary (massive activations: Sun et al. 2024): a step of the optimizer on these dimensions'
+    weights moves every token alike.
     """
 
     def build(self, shape):
