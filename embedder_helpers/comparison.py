@@ -118,48 +118,63 @@ def differences(results: Sequence[Result], *, unrepeated: bool = False) -> pd.Da
             continue
         for (other_task, other), alone in found.items():
             if other_task == task and _comparable(hybrids[0], alone[0]):
-                one, two = _same_seeds(hybrids, alone)
-                told = _differences(one, two, unrepeated) if one else {}
-                rows.append(
-                    {"task": task, "hybrid": name, "above": other, "seeds": len(one)} | told
-                )
+                one, _ = _same_seeds(hybrids, alone)
+                row = {"task": task, "hybrid": name, "above": other, "seeds": len(one)}
+                for column in COLUMNS:
+                    found_lead = lead(hybrids, alone, column, unrepeated=unrepeated)
+                    row[column] = "-" if found_lead is None else found_lead.told(signed=True)
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
+def lead(
+    first: Sequence[Result], second: Sequence[Result], column: str, *, unrepeated: bool = False
+) -> Interval | None:
+    """How far the first embedder's scores lie above the second's, paired over seeds and draws.
+
+    Args:
+        first: results of one embedder; only seeds that both have count.
+        second: of another, on the same task.
+        column: of COLUMNS.
+        unrepeated: leave out scored texts that train has too.
+
+    Returns:
+        The mean difference with its interval; None where no seed is common, or one has no score.
+    """
+    first, second = _same_seeds(first, second)
+    if not first:
+        return None
+    one, two = (scores(group, column, unrepeated=unrepeated) for group in (first, second))
+    if one is None or two is None:
+        return None
+    return _unless_one_seed(first, paired(one, two))
+
+
 def _comparable(hybrid: Result, other: Result) -> bool:
-    """Whether the other is RoBERTa alone or Gemma alone at a like cutoff, on the same texts."""
+    """Whether the other is RoBERTa alone, or Gemma alone at a like cutoff or with a probe.
+
+    Of the same texts and draws.
+    """
 
     def scored(result: Result) -> tuple:
         draws = result.task.get("samples_per_label")
         return result.inputs["task"], of_validation(result), draws
 
-    kind, chosen = other.experiment["kind"], other.experiment["llm_layers"] == "auto"
-    like = kind == "gemma_only" and (chosen or other.cutoffs == hybrid.cutoffs)
+    kind, probe = other.experiment["kind"], other.experiment["probe"]
+    chosen = other.experiment["llm_layers"] == "auto"
+    like = kind == "gemma_only" and (probe or chosen or other.cutoffs == hybrid.cutoffs)
     return (like or kind == "roberta_only") and scored(hybrid) == scored(other)
 
 
-def _differences(
-    hybrids: Sequence[Result], alone: Sequence[Result], unrepeated: bool
-) -> dict[str, str]:
-    found = {}
-    for column in COLUMNS:
-        one, two = (scores(group, column, unrepeated=unrepeated) for group in (hybrids, alone))
-        missing = one is None or two is None
-        found[column] = "-"
-        if not missing:
-            found[column] = _unless_one_seed(hybrids, paired(one, two)).told(signed=True)
-    return found
-
-
 def _same_seeds(
-    hybrids: Sequence[Result], alone: Sequence[Result]
+    first: Sequence[Result], second: Sequence[Result]
 ) -> tuple[list[Result], list[Result]]:
     """Those whose seeds both have; an embedder that nothing was trained of has but one."""
-    if not alone[0].history:
-        return list(hybrids), list(alone[:1])
-    seeds = {one.experiment["seed"] for one in hybrids} & {one.experiment["seed"] for one in alone}
+    if not second[0].history:
+        return list(first), list(second[:1])
+    seeds = {one.experiment["seed"] for one in first} & {one.experiment["seed"] for one in second}
     one, two = (
         [result for result in group if result.experiment["seed"] in seeds]
-        for group in (hybrids, alone)
+        for group in (first, second)
     )
     return one, two

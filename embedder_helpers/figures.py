@@ -1,12 +1,14 @@
 """Figures: scores of each embedder, and curves over the cutoff."""
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from embedder_helpers.ablation import steps
 from embedder_helpers.comparison import COLUMNS, groups, mean, scores
 from embedder_helpers.report import KIND_NAMES, apart, long_table, of_validation, told
 from embedder_helpers.result import Result
@@ -95,7 +97,32 @@ def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
     by_task: dict[str, dict[str, list[Result]]] = {}
     for (task, name), group in groups(results).items():
         by_task.setdefault(task, {})[name] = group
-    heights = [0.8 + 0.42 * len(found) for found in by_task.values()]
+    return _plot(by_task, path)
+
+
+def plot_steps(results: Sequence[Result], path: str | Path | None = None) -> Any:
+    """The same of an ablation: a row per step, which says what it changed.
+
+    Args:
+        results: of an ablation, in its order; each task is a row of panels.
+        path: where to save the figure, if anywhere.
+
+    Returns:
+        The matplotlib figure.
+    """
+    by_task: dict[str, dict[str, list[Result]]] = {}
+    for step in steps(results):
+        found = by_task.setdefault(step.task, {})
+        words = textwrap.wrap(f"{len(found) + 1}. {step.change}", 44)
+        found["\n".join(words)] = step.results
+    return _plot(by_task, path)
+
+
+def _plot(by_task: dict[str, dict[str, list[Result]]], path: str | Path | None) -> Any:
+    """A row of panels per task, and in each a row per embedder, by its name."""
+    lines = [sum(name.count("\n") + 1 for name in found) for found in by_task.values()]
+    rows = [len(found) for found in by_task.values()]
+    heights = [0.8 + 0.26 * row + 0.16 * line for row, line in zip(rows, lines, strict=True)]
     figure, panels = _panels(list(by_task), heights, sharey="row")
     for found, row in zip(by_task.values(), panels, strict=True):
         for metric, panel in zip(("accuracy", "F1"), row, strict=True):

@@ -94,3 +94,20 @@ def test_each_task_has_a_row_of_panels():
     figure = figures.plot_layers([result(), result(task=EMOTION)])
     titles = [panel.get_title(loc="left") for panel in figure.axes]
     assert titles == [f"{EMOTION}: accuracy", "macro F1", "weather: accuracy", "macro F1"]
+
+
+def test_a_figure_of_steps_has_a_row_for_each_with_what_it_changed(tmp_path):
+    results = [
+        result(accuracy=0.6, epochs=1),
+        result(accuracy=0.7, epochs=3),
+        result("roberta_only", (), 0.8, EMOTION),
+    ]
+    figure = figures.plot_steps(results, tmp_path / "steps.png")
+    first, _, second, _ = figure.axes
+    rows = [[label.get_text() for label in panel.get_yticklabels()] for panel in (first, second)]
+    assert rows == [
+        ["1. hybrid, the first recipe", "2. epochs 3"],
+        ["1. RoBERTa only, the first recipe"],
+    ]
+    assert lines(first)["protocol, 95 % interval"][0].tolist() == pytest.approx([0.6, 0.7])
+    assert (tmp_path / "steps.png").stat().st_size > 1000

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -84,3 +85,25 @@ def test_the_layer_sweep_leaves_its_table_and_curves(tmp_path):
         "results.csv",
         "scores.png",
     }
+
+
+ABLATION = """
+epochs: 1
+max_train_texts: 32
+each: {seed: [1, 2]}
+experiments:
+  - {kind: hybrid, llm_layers: 2, projection_start: random}
+  - {kind: hybrid, llm_layers: 2}
+"""
+
+
+@pytest.mark.notebook
+def test_the_ablation_tells_what_each_step_gained(tmp_path):
+    config = tmp_path / "small.yaml"
+    config.write_text(ABLATION)
+    states = str(tmp_path / "states")
+    execute(tmp_path, NOTEBOOKS[2], CONFIG=str(config), STATES_DIR=states)
+    table = (tmp_path / "out" / "steps.md").read_text()
+    (step,) = [line for line in table.splitlines() if "projection_start ridge" in line]
+    assert re.search(r"[+-]\d\.\d{3} \[[+-]\d", step)
+    assert (tmp_path / "out" / "steps.png").stat().st_size > 1000
