@@ -6,7 +6,7 @@ DEMO = results/quickstart
 NOTEBOOK = notebooks/01_train_and_score.ipynb
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format notebooks real bench clean
+.PHONY: help demo test lint format notebooks real bench kaggle badges clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,14 @@ bench: $(VENV)/.run  ## measure speed and memory beside their peers, in about ha
 	$(BIN)/python benchmarks/training.py --llm $(MODELS)/gemma3_270m --slm $(MODELS)/roberta_6l_384 \
 	  --data $(DATA) $(TORCH_TRAIN)
 	$(BIN)/python benchmarks/growth.py --llm $(MODELS)/gemma3_270m --data $(DATA)
+
+# USER: the Kaggle account. `kaggle kernels push -p build/kaggle/…` sends what this writes.
+kaggle: $(VENV)/.run  ## write a Kaggle kernel for each notebook, and the wheel: make kaggle USER=name
+	$(BIN)/python notebooks/kernels.py $(USER) build/kaggle
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/kaggle/wheel .
+
+badges: $(VENV)/.run  ## write the address in notebooks/kernels.yaml into the notebooks
+	$(BIN)/python notebooks/kernels.py
 
 clean:  ## remove the environment, what the demo made and the states it kept
 	rm -rf $(VENV) $(DEMO) states

@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--baselines", action="store_true", help="beside each hybrid, RoBERTa alone and Gemma alone"
     )
+    run.add_argument(
+        "--hours", type=float, metavar="H",
+        help="begin nothing that would not be finished by then (Kaggle: the session's)",
+    )  # fmt: skip
     run.set_defaults(command=_sweep)
     table = commands.add_parser("table", help="print the table of a folder's results; draw them")
     table.add_argument("folder", metavar="DIR")
@@ -63,11 +67,11 @@ def _sweep(options: argparse.Namespace) -> int:
     experiments = [one for config in options.configs for one in load_sweep(config, overrides)]
     if options.baselines:
         experiments = [one for experiment in experiments for one in with_baselines(experiment)]
-    results, failed = sweep(experiments, options.out)
+    results, failed = sweep(experiments, options.out, options.hours)
     print()
     summarise(results, options.out)
     for name, reason in failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+        print(f"not finished: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 

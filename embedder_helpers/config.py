@@ -15,7 +15,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the configs inside the package; in a clone they stand beside it.
+CONFIG_FOLDER = PACKAGE / "configs"
+if not CONFIG_FOLDER.is_dir():
+    CONFIG_FOLDER = PACKAGE.parent / "configs"
 
 
 class InputError(ValueError):

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 from embedder_helpers import __version__
-from embedder_helpers.config import InputError
+from embedder_helpers.config import PACKAGE, InputError
 
+KAGGLE_INPUTS = Path("/kaggle/input")
 PACKAGES = ("keras", "keras-hub", "tensorflow", "scikit-learn", "datasets", "numpy")
 
 
@@ -53,23 +55,42 @@ def devices() -> list[str]:
     return names or [f"CPU, {os.cpu_count()} cores"]
 
 
+def _project() -> Path:
+    """The clone that the package is of; the working folder where it was installed from a wheel."""
+    clone = PACKAGE.parent
+    return clone if (clone / "pyproject.toml").is_file() else Path.cwd()
+
+
 def results_folder() -> Path:
     """Where results are kept: the session's kept folder on Kaggle and Colab, else `results/`."""
     kept = {"kaggle": Path("/kaggle/working"), "colab": Path("/content")}
-    return kept.get(name(), Path(__file__).resolve().parent.parent) / "results"
-
-
-def describe(out: str | Path) -> str:
-    """Lines that say what runs where, and where the results go."""
-    found = ", ".join(f"{package} {version}" for package, version in versions().items())
-    where = f"{name()}: {', '.join(devices())}"
-    return f"platform  {where}\nversions  {found}\nresults   {Path(out).resolve()}"
+    return kept.get(name(), _project()) / "results"
 
 
 def states_folder() -> Path:
     """Where states go by default: scratch, which is larger than what Kaggle keeps (20 GB)."""
     scratch = {"kaggle": Path("/kaggle/temp"), "colab": Path("/content")}
-    return scratch.get(name(), Path(__file__).resolve().parent.parent) / "states"
+    return scratch.get(name(), _project()) / "states"
+
+
+def describe(out: str | Path) -> str:
+    """Lines that say what runs where, what room there is, and where results and states go."""
+    found = ", ".join(f"{package} {version}" for package, version in versions().items())
+    memory = psutil.virtual_memory()
+    lines = {
+        "platform": f"{name()}: {', '.join(devices())}; trains in {training_dtype()}",
+        "versions": found,
+        "memory": f"{memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB free",
+        "results": f"{Path(out).resolve()} ({_free(Path(out))} GB free)",
+        "states": f"{states_folder()} ({_free(states_folder())} GB free)",
+    }
+    return "\n".join(f"{what:<9} {told}" for what, told in lines.items())
+
+
+def _free(folder: Path) -> str:
+    """Free gigabytes of the disk that a folder, which need not be there yet, will be on."""
+    there = next(one for one in (folder.resolve(), *folder.resolve().parents) if one.exists())
+    return f"{psutil.disk_usage(str(there)).free / 1e9:.0f}"
 
 
 def on_cpu() -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from embedder_helpers import platform, report
+from embedder_helpers import platform, report, session
 from embedder_helpers.config import (
     DATA_KEYS,
     Experiment,
@@ -88,34 +88,41 @@ def _setting(name: str, value: Any) -> dict[str, Any]:
 
 
 class Swept(NamedTuple):
-    """The results of a sweep, and for each experiment that failed the reason."""
+    """The results of a sweep, and for each experiment that failed, or was left, the reason."""
 
     results: list[Result]
     failed: dict[str, str]
 
 
-def sweep(experiments: Sequence[Experiment], out: str | Path = "results") -> Swept:
+def sweep(
+    experiments: Sequence[Experiment], out: str | Path = "results", hours: float | None = None
+) -> Swept:
     """Runs experiments; what is finished is read, what fails is told and the rest goes on.
 
     Gemma is walked first, once for all experiments that read it; then each is trained and scored,
-    and its result kept. `results.csv` in the folder is a table of all results there.
+    and its result kept. `results.csv` in the folder is a table of all results there. No experiment
+    is begun that would not be finished in time.
 
     Args:
         experiments: what to run; all are checked before the first one starts.
         out: the folder for the result files.
+        hours: how long it may take; None: as long as the platform's session lasts.
 
     Raises:
         InputError: an input that cannot be used; or no experiment could be finished.
     """
     folder = platform.writable_folder(out)
+    until = session.end(hours)
     plans = _plans(experiments, folder)
+    if brought := session.bring(one.path for one in plans):
+        print(f"{brought} results of an earlier session taken from {platform.KAGGLE_INPUTS}")
     todo = [one for one in plans if read_result(one.path) is None]
     print(f"{len(plans)} experiments, {len(plans) - len(todo)} of them found in {folder}")
     for note in dict.fromkeys(
         f"{one.task.name}: {note}" for one in todo for note in one.task.notes
     ):
         print(f"  note: {note}")
-    failed = _run_all(plans, todo) if todo else {}
+    failed = _run_all(plans, todo, until) if todo else {}
     report.write_csv(folder)
     results = [result for one in plans if (result := read_result(one.path))]
     if failed and not results:
@@ -135,8 +142,8 @@ def _plans(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
     return list(plans.values())
 
 
-def _run_all(plans: Sequence[Plan], todo: Sequence[Plan]) -> dict[str, str]:
-    """Runs what is to do, wave by wave; gives the reasons of those that failed."""
+def _run_all(plans: Sequence[Plan], todo: Sequence[Plan], until: float) -> dict[str, str]:
+    """Runs what is to do, wave by wave; gives the reasons of those that failed or were left."""
     from embedder_helpers.waves import plan_waves
 
     failed: dict[str, str] = {}
@@ -145,10 +152,16 @@ def _run_all(plans: Sequence[Plan], todo: Sequence[Plan]) -> dict[str, str]:
         if wave.wanted:
             print(wave.describe())
     work = sum(_walk_work(wave) + sum(map(_plan_work, wave.plans)) for wave in waves)
+    left: dict[str, str] = {}
     with platform.whole_progress(work, "sweep") as bar:
         for wave in waves:
-            _fill(wave, bar)
+            walked = _in_time(bar, _walk_work(wave), until)
+            if walked:
+                _fill(wave, bar)
             for one in wave.plans:
+                if not walked or not _in_time(bar, _plan_work(one), until):
+                    left[one.path.stem] = "left for want of time"
+                    continue
                 platform.say(one.path.stem)
                 before = bar.n
                 try:
@@ -156,7 +169,19 @@ def _run_all(plans: Sequence[Plan], todo: Sequence[Plan]) -> dict[str, str]:
                 except Exception as error:
                     failed[one.path.stem] = _tell(error, one)
                 bar.update(max(0, before + _plan_work(one) - bar.n))
-    return failed
+    if left:
+        print(
+            f"stopped in time, with {len(left)} experiments to go: run this again, and what is "
+            "finished is read. On Kaggle save a version, then add its output to the next session "
+            "(Add Input, Your Work)."
+        )
+    return failed | left
+
+
+def _in_time(bar: Any, work: float, until: float) -> bool:
+    """Whether work will be done in time, at the pace so far; the first is begun in any case."""
+    pace = bar.format_dict["elapsed"] / bar.n if bar.n else 0.0  # seconds per operation
+    return session.has_time(until, pace * work)
 
 
 def _fill(wave: "Wave", bar: Any) -> None:

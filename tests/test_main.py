@@ -219,7 +219,7 @@ def test_a_failed_experiment_is_told_at_the_end(partly_failed, capsys):
     _, folder = partly_failed
     assert main(["sweep", str(folder / "several.yaml"), "--out", str(folder)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("failed: sample-roberta_only-untrained-")
+    assert line.startswith("not finished: sample-roberta_only-untrained-")
     assert "slm_preset" in line and "cannot be loaded by keras-hub" in line
 
 

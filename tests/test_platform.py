@@ -1,5 +1,6 @@
 """Platform: where the code runs, its secrets and its output folder."""
 
+import re
 import sys
 import types
 
@@ -167,8 +168,19 @@ def test_a_package_that_is_not_there_is_absent(monkeypatch):
 def test_the_description_says_what_runs_where_and_where_the_results_go(monkeypatch, tmp_path):
     monkeypatch.setattr(platform, "devices", lambda: ["Some GPU"])
     text = platform.describe(tmp_path)
-    assert "local: Some GPU" in text
+    assert "local: Some GPU; trains in " in text
     assert str(tmp_path.resolve()) in text
+    assert len(re.findall(r"\d+ GB free", text)) == 3
+
+
+def test_the_disk_of_a_folder_that_is_not_there_yet_is_told(tmp_path):
+    assert float(platform._free(tmp_path / "not" / "yet")) >= 0
+
+
+def test_an_installed_package_keeps_results_where_the_person_works(monkeypatch, tmp_path):
+    monkeypatch.setattr(platform, "PACKAGE", tmp_path / "site-packages" / "embedder_helpers")
+    monkeypatch.chdir(tmp_path)
+    assert platform.results_folder() == tmp_path / "results"
 
 
 def test_a_secret_is_read_from_the_environment_first(monkeypatch):

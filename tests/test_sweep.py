@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import h5py
@@ -333,6 +334,37 @@ def test_a_person_can_stop_a_sweep(pair, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         sweep(pair, tmp_path)
     assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+def test_what_would_not_be_finished_in_time_is_not_begun(pair, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sweep_module.session, "has_time", lambda *_: not list(tmp_path.glob("*.json"))
+    )
+    results, left = sweep(pair, tmp_path)
+    assert [result.cutoffs for result in results] == [[1]]
+    ((name, reason),) = left.items()
+    assert "gemma_only-k2" in name or "hybrid-k2" in name
+    assert reason == "left for want of time"
+    assert "stopped in time, with 1 experiments to go" in capsys.readouterr().out
+
+
+def test_a_sweep_that_stopped_in_time_goes_on_where_it_stopped(pair, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sweep_module.session, "has_time", lambda *_: not list(tmp_path.glob("*.json"))
+        )
+        sweep(pair, tmp_path)
+    before = files(tmp_path)
+    results, left = sweep(pair, tmp_path)
+    assert not left and len(results) == 2
+    assert before.items() < files(tmp_path).items()
+
+
+def test_time_is_reckoned_from_the_pace_so_far():
+    bar = types.SimpleNamespace(n=10.0, format_dict={"elapsed": 5.0})  # half a second each
+    now = time.time()
+    assert sweep_module._in_time(bar, 100, now + 70)
+    assert not sweep_module._in_time(bar, 100, now + 60)  # 50 seconds, and the slack
 
 
 def test_states_that_do_not_fit_fail_only_what_is_trained_on_them(mixed, tmp_path):

@@ -1,0 +1,195 @@
+"""Kernels: what is pushed to Kaggle, and the notebooks in a stand-in of a Kaggle session."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import kernels  # noqa: E402
+
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+TOKEN = "hf_ThisIsASecret"
+
+
+def cells(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+# What is pushed
+
+
+@pytest.fixture
+def written(tmp_path):
+    """The folders of all kernels, by the name of their notebook."""
+    return {next(one.glob("*.ipynb")).stem: one for one in kernels.write_kernels("ann-7", tmp_path)}
+
+
+def test_every_notebook_has_a_kernel(written):
+    assert sorted(written) == NOTEBOOKS
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_kernel_asks_for_a_gpu_the_network_and_both_models(written, name):
+    metadata = json.loads((written[name] / "kernel-metadata.json").read_text())
+    assert metadata["enable_gpu"] is metadata["enable_internet"] is metadata["is_private"] is True
+    assert metadata["machine_shape"] == "NvidiaTeslaT4"
+    owners = [model.split("/")[:2] for model in metadata["model_sources"]]
+    assert owners == [["keras", "gemma"], ["keras", "roberta"]]
+    assert (written[name] / metadata["code_file"]).is_file()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_title_and_address_of_a_kernel_agree(written, name):
+    metadata = json.loads((written[name] / "kernel-metadata.json").read_text())
+    assert 5 <= len(metadata["title"]) <= 50  # what Kaggle takes
+    assert metadata["id"] == "ann-7/" + metadata["title"].lower().replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_kernels_notebook_differs_from_ours_in_what_the_table_sets_alone(written, name):
+    theirs, ours = cells(written[name] / f"{name}.ipynb"), cells(ROOT / f"notebooks/{name}.ipynb")
+    changed = [
+        line.partition(" = ")[0]
+        for one, two in zip(theirs, ours, strict=True)
+        for line, other in zip(one.source.splitlines(), two.source.splitlines(), strict=True)
+        if line != other
+    ]
+    assert changed == list(kernels.TABLE["notebooks"][name]["set"])
+
+
+@pytest.mark.parametrize("user", ["", "Ann Seven", "https://www.kaggle.com/ann"])
+def test_an_impossible_user_is_told_before_anything_is_written(user, tmp_path):
+    with pytest.raises(ValueError, match="must be as in https://www.kaggle.com/USER"):
+        kernels.write_kernels(user, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_parameter_keeps_its_comment():
+    notebook = {"cells": [{"cell_type": "code", "source": ["A = 1  # one\n", "B = 2"]}]}
+    kernels.set_parameter(notebook, "A", "x")
+    kernels.set_parameter(notebook, "B", {})
+    assert notebook["cells"][0]["source"] == ['A = "x"  # one\n', "B = {}"]
+    with pytest.raises(KeyError, match="C is no parameter"):
+        kernels.set_parameter(notebook, "C", 3)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_badges_and_address_are_those_of_the_table(name):
+    first, parameters = cells(ROOT / f"notebooks/{name}.ipynb")[:2]
+    address = f"{kernels.TABLE['repository']}@{kernels.TABLE['tag']}"
+    assert kernels.badges(name) in first.source.splitlines()
+    assert f'REPOSITORY = "{address}"' in parameters.source
+    assert re.findall(r"notebooks/(\w+)\.ipynb", first.source) == [name] * 2
+
+
+# A session of Kaggle's, by its folders, modules and variables
+
+SMALL = """
+epochs: 1
+max_train_texts: 32
+experiments:
+  - {kind: gemma_only, llm_layers: 1}
+  - {kind: hybrid, llm_layers: 1, projection_start: random}
+  - {kind: hybrid, llm_layers: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of the project in which Kaggle's folders lie in the test's own."""
+    root = tmp_path_factory.mktemp("root")
+    project = root / "project"
+    for part in ("embedder_helpers", "configs", "results/reference"):
+        leave = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / part, project / part, ignore=leave)
+    for file in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / file, project / file)
+    moved = project / "embedder_helpers" / "platform.py"
+    moved.write_text(moved.read_text().replace('"/kaggle/', f'"{root}/kaggle/'))
+    inputs = root / "kaggle" / "input" / "our-wheel"
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(inputs)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(project)], check=True)
+    return next(inputs.glob("*.whl"))
+
+
+@pytest.fixture
+def kaggle(wheel, tmp_path, monkeypatch):
+    """A session without network: its root folder, in which `execute` runs notebooks."""
+    root = wheel.parents[3]
+    shutil.rmtree(root / "kaggle" / "working", ignore_errors=True)
+    (root / "kaggle" / "working").mkdir()
+    modules, installed = tmp_path / "modules", tmp_path / "installed"
+    modules.mkdir()
+    installed.mkdir()
+    (modules / "kaggle_secrets.py").write_text(
+        "class UserSecretsClient:\n    def get_secret(self, label):\n"
+        f"        return {{'HUGGING_FACE_TOKEN': '{TOKEN}'}}[label]\n"
+    )
+    for name, value in {
+        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+        "PYTHONPATH": f"{modules}:{installed}",
+        "PIP_TARGET": str(installed),
+        "PIP_NO_INDEX": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HUGGING_FACE_TOKEN": "",
+        "HF_TOKEN": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return root / "kaggle"
+
+
+def execute(kaggle, name, **parameters):
+    """Runs a notebook where Kaggle would; gives its text with all outputs."""
+    source = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
+    notebook = kaggle / "working" / "__notebook__.ipynb"
+    notebook.write_text(source.replace('\\"/kaggle/', f'\\"{kaggle}/'))
+    try:
+        papermill.execute_notebook(
+            notebook, notebook, parameters, progress_bar=False, cwd=notebook.parent
+        )
+    finally:
+        text = notebook.read_text()
+        assert TOKEN not in text
+    return text
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_in_a_kaggle_session_from_the_attached_wheel(kaggle, name, tmp_path):
+    parameters = {"OVERRIDES": {"epochs": 1, "max_train_texts": 32, "llm_layers": 1}}
+    if name != NOTEBOOKS[0]:
+        config = tmp_path / "small.yaml"
+        config.write_text(SMALL)
+        parameters = {"CONFIG": str(config), "OVERRIDES": {}}
+    text = execute(kaggle, name, **parameters)
+    assert "kaggle: " in text and "Gemma only [1]" in text + " ".join(
+        path.read_text() for path in kaggle.glob("working/results/*/*.md")
+    )
+    results = list(kaggle.glob("working/results/*/*.json"))
+    assert len(results) == 3
+    assert list(kaggle.glob("temp/states/*"))
+
+
+@pytest.mark.notebook
+def test_a_gated_model_without_network_is_told_without_the_secret(kaggle):
+    with pytest.raises(papermill.PapermillExecutionError, match="Hugging Face cannot be reached"):
+        execute(kaggle, NOTEBOOKS[0], OVERRIDES={"llm_preset": "hf://google/gemma-2b"})
+
+
+@pytest.mark.notebook
+def test_without_wheel_and_network_the_set_up_stops_with_the_reason(kaggle, wheel):
+    hidden = wheel.rename(wheel.with_suffix(".hidden"))
+    try:
+        with pytest.raises(papermill.PapermillExecutionError, match="embedder_helpers"):
+            execute(kaggle, NOTEBOOKS[0])
+    finally:
+        hidden.rename(wheel)
