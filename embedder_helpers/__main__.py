@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from embedder_helpers.config import InputError, parse_override
+from embedder_helpers.config import Experiment, InputError, parse_override
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,22 +30,21 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "sweep", aliases=["run"], help="run the experiments of configs and print their table"
     )
-    run.add_argument(
-        "configs", nargs="+", metavar="CONFIG", help="a YAML file, or a name in configs/"
-    )
-    run.add_argument(
-        "--set", action="append", default=[], metavar="key=value", dest="settings",
-        help="override a key of every experiment; may be given often",
-    )  # fmt: skip
+    _add_configs(run)
     run.add_argument("--out", default="results", metavar="DIR", help="where results go (results)")
-    run.add_argument(
-        "--baselines", action="store_true", help="beside each hybrid, RoBERTa alone and Gemma alone"
-    )
     run.add_argument(
         "--hours", type=float, metavar="H",
         help="begin nothing that would not be finished by then (Kaggle: the session's)",
     )  # fmt: skip
     run.set_defaults(command=_sweep)
+    reckon = commands.add_parser(
+        "estimate", help="reckon memory, disk and hours of a sweep without running it"
+    )
+    _add_configs(reckon)
+    reckon.add_argument(
+        "--on", default="T4", metavar="GPU", help="P100, T4, L4, A100, or `here`: this CPU (T4)"
+    )
+    reckon.set_defaults(command=_estimate)
     table = commands.add_parser("table", help="print the table of a folder's results; draw them")
     table.add_argument("folder", metavar="DIR")
     table.set_defaults(command=_table)
@@ -58,21 +57,59 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _sweep(options: argparse.Namespace) -> int:
+def _add_configs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="a YAML file, or a name in configs/"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", dest="settings",
+        help="override a key of every experiment; may be given often",
+    )  # fmt: skip
+    parser.add_argument(
+        "--baselines", action="store_true", help="beside each hybrid, RoBERTa alone and Gemma alone"
+    )
+
+
+def _experiments(options: argparse.Namespace) -> list[Experiment]:
     from embedder_helpers.plan import with_baselines
-    from embedder_helpers.summary import summarise
-    from embedder_helpers.sweep import load_sweep, sweep
+    from embedder_helpers.sweep import load_sweep
 
     overrides = dict(parse_override(setting) for setting in options.settings)
     experiments = [one for config in options.configs for one in load_sweep(config, overrides)]
     if options.baselines:
         experiments = [one for experiment in experiments for one in with_baselines(experiment)]
-    results, failed = sweep(experiments, options.out, options.hours)
+    return experiments
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from embedder_helpers.summary import summarise
+    from embedder_helpers.sweep import sweep
+
+    results, failed = sweep(_experiments(options), options.out, options.hours)
     print()
     summarise(results, options.out)
     for name, reason in failed.items():
         print(f"not finished: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from embedder_helpers import estimate
+    from embedder_helpers.report import as_markdown
+
+    if options.on not in (*estimate.GPUS, "here"):
+        known = ", ".join(estimate.GPUS)
+        raise InputError(f"--on is {options.on!r}, but must be one of {known}, here")
+    device = estimate.here() if options.on == "here" else estimate.GPUS[options.on]
+    found = estimate.estimate(_experiments(options), device)
+    print(as_markdown(found))
+    share = estimate.HALF_SHARE if device.float16 else estimate.SHARE
+    pace = f"{device.memory / 1e9:.0f} GB of memory, {device.float32 / 1e12:.2g} TFLOP/s in float32"
+    print(
+        f"{options.on}: {pace}; Gemma is reckoned at {estimate.SHARE:.0%} of that, "
+        f"training at {share:.0%} of {'the tensor cores' if device.float16 else 'it'}"
+    )
+    return 0
 
 
 def _table(options: argparse.Namespace) -> int:

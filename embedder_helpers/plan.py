@@ -79,7 +79,7 @@ def plan(experiment: Experiment, folder: Path, task: Task | None = None) -> Plan
         role: preset.fingerprint for role, preset in presets.items()
     }
     path = folder / result_name(experiment, task, presets, inputs)
-    return Plan(experiment, task, presets, inputs, _rows(experiment, task), path)
+    return Plan(experiment, task, presets, inputs, rows_of(experiment, task), path)
 
 
 def with_baselines(experiment: Experiment) -> list[Experiment]:
@@ -99,8 +99,12 @@ def scored_split(experiment: Experiment, task: Task) -> Split:
     return task.test if experiment.scored_split == "test" else task.validation
 
 
-def _rows(experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
-    """The rows of each split that this experiment reads; a text not needed is not encoded."""
+def rows_of(experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
+    """The rows of each split that this experiment reads; a text not needed is not encoded.
+
+    Raises:
+        InputError: no validation text would be left to score.
+    """
     draws = protocol.draw_rows(task.train.labels.tolist(), task.samples_per_label)
     drawn = np.unique(np.concatenate(draws))
     rows = {"drawn": drawn, "scored": np.arange(len(scored_split(experiment, task)))}

@@ -118,6 +118,15 @@ def _positions(shape: dict[str, Any]) -> int:
     return shape.get("max_sequence_length") or shape["max_position_embeddings"] - 2
 
 
+def preset_config(role: str, name: str) -> dict[str, Any]:
+    """What a preset's config.json holds.
+
+    Raises:
+        InputError: it does not exist, or cannot be reached or read.
+    """
+    return _read_config(role, name)[0]
+
+
 def _read_config(role: str, name: str) -> tuple[dict[str, Any], str, str]:
     """Config, handle and fingerprint of a preset."""
     folder = BUILTIN_FOLDER / name if name in BUILTIN else Path(name)
