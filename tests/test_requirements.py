@@ -1,0 +1,49 @@
+"""Requirements: Kaggle's versions satisfy them, so that installing changes none."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def requirements(name):
+    lines = (ROOT / name).read_text().splitlines()
+    found = map(Requirement, (line for line in lines if line and line[0] not in "#-"))
+    return {one.name: one.specifier for one in found}
+
+
+KAGGLE = {
+    name: str(bounds).removeprefix("==")
+    for name, bounds in requirements("requirements-kaggle.txt").items()
+}
+
+
+@pytest.mark.parametrize("name", KAGGLE)
+def test_kaggles_version_satisfies_our_bound(name):
+    assert (
+        requirements("requirements.txt")
+        .get(name, Requirement(name).specifier)
+        .contains(KAGGLE[name])
+    )
+
+
+def test_every_bound_is_a_lower_one_alone():
+    for name, bounds in requirements("requirements.txt").items():
+        assert [bound.operator for bound in bounds] == [">="], name
+
+
+def test_on_kaggles_versions_an_installation_changes_nothing():
+    installed = {name: importlib.metadata.version(name) for name in KAGGLE}
+    if installed != KAGGLE:
+        pytest.skip("these are not Kaggle's versions: see requirements-kaggle.txt")
+    options = ["--dry-run", "--quiet", "--report", "-", "--requirement", "requirements.txt"]
+    command = [sys.executable, "-m", "pip", "install", *options]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    changed = json.loads(told)["install"]
+    assert [one["metadata"]["name"] for one in changed] == []
