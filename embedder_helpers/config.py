@@ -164,7 +164,8 @@ class Experiment:
     task: str = key(
         "sample",
         text(),
-        "an MTEB task by its MTEB name, `sample` (built in), or the path of a folder or file",
+        "an MTEB task by its MTEB name, `sample` or `sample_emotion` (built in), or the path of a "
+        "folder or file",
     )
     task_data: str | None = key(
         None, optional(text()), "a local folder or file to read the named task from, not the hub"

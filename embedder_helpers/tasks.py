@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import PACKAGE, Experiment, InputError
 from embedder_helpers.local import SPLIT_SEED, check_texts, exists, read_local, stratified_rows
 
-SAMPLE_FOLDER = Path(__file__).parent / "builtin" / "sample"
+# Tasks written for this project: counterfactual against factual sentences, and six emotions.
+SAMPLES = {name: PACKAGE / "builtin" / name for name in ("sample", "sample_emotion")}
 HELD_OUT = 0.1  # share of train that is held out where a task has no validation split
 DEFAULT_DRAWS = 8  # MTEB's samples_per_label where a task sets none
 
@@ -193,7 +194,7 @@ def load_task(
     label_column: str = "label",
     samples_per_label: int | None = None,
 ) -> Task:
-    """A task by its MTEB name, `sample`, or the path of a local folder or file.
+    """A task by its MTEB name, `sample`, `sample_emotion`, or the path of local data.
 
     Args:
         name: the task.
@@ -211,7 +212,7 @@ def load_task(
     if from_hub:
         splits, fingerprint = _from_hub(name, source), f"{source.path}@{source.revision}"
     else:
-        path = Path(data or (SAMPLE_FOLDER if name == "sample" else name))
+        path = Path(data or SAMPLES.get(name, name))
         columns = (text_column, label_column)
         splits = _from_disk(path, name, columns, named_path=data is not None)
         fingerprint = _fingerprint(splits)
@@ -256,7 +257,7 @@ def _from_disk(
         guess = f"; did you mean {near[0]!r}?" if near else "."
         raise InputError(
             f"task: there is no task, folder or file {name!r}{guess} "
-            f"Give a path, sample, or one of {', '.join(MTEB_TASKS)}"
+            f"Give a path, or one of {', '.join([*SAMPLES, *MTEB_TASKS])}"
         )
     return {
         split: Split(where, datasets.Dataset.from_dict({"text": texts, "label": labels.tolist()}))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.tasks import (
     MTEB_TASKS,
+    SAMPLES,
     check_texts,
     load_task,
     stratified_rows,
@@ -143,8 +144,9 @@ def test_repeated_texts_are_those_of_train_but_for_case_marks_and_spaces(tmp_pat
     assert task.repeated_validation.tolist() == [False, False, True]
 
 
-def test_no_text_of_the_sample_is_repeated():
-    task = load_task("sample")
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_text_of_a_sample_is_repeated(name):
+    task = load_task(name)
     assert not task.repeated_test.any() and not task.repeated_validation.any()
 
 
@@ -231,23 +233,41 @@ def test_a_file_of_another_format_is_told(tmp_path):
     assert "only .jsonl, .csv, .parquet files" in message_of(tmp_path / "mine.txt")
 
 
-# --- the built-in sample -------------------------------------------------------------------------
+# --- the built-in samples ------------------------------------------------------------------------
 
 
-def test_the_sample_has_two_classes_in_every_split():
-    task = load_task("sample")
-    for split in (task.train, task.validation, task.test):
-        assert set(split.labels.tolist()) == {0, 1} == set(task.classes.tolist())
+@pytest.mark.parametrize(
+    ("name", "labels", "least"), [("sample", 2, 400), ("sample_emotion", 6, 600)]
+)
+def test_a_sample_has_all_its_labels_in_every_split_and_no_split_is_small(name, labels, least):
+    task = load_task(name)
+    splits = task.train, task.validation, task.test
+    for split in splits:
+        assert set(split.labels.tolist()) == set(range(labels)) == set(task.classes.tolist())
+    assert sum(map(len, splits)) >= least
 
 
-def test_no_text_of_the_sample_is_in_two_splits_or_twice_in_one():
-    task = load_task("sample")
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_label_of_a_sample_has_one_name(name):
+    rows = [
+        json.loads(line)
+        for path in SAMPLES[name].glob("*.jsonl")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    names = {(row["label"], row["label_text"]) for row in rows}
+    assert len(names) == len({label for label, _ in names}) == len({name for _, name in names})
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_text_of_a_sample_is_in_two_splits_or_twice_in_one(name):
+    task = load_task(name)
     texts = [*task.train.texts(), *task.validation.texts(), *task.test.texts()]
     assert len(set(texts)) == len(texts)
 
 
-def test_the_sample_has_enough_texts_of_each_label_to_draw_from():
-    assert load_task("sample").notes == ()
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_has_enough_texts_of_each_label_to_draw_from(name):
+    assert load_task(name).notes == ()
 
 
 # --- MTEB's tasks --------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import keras_hub
 import sentencepiece
 from tokenizers import ByteLevelBPETokenizer
 
-from embedder_helpers.tasks import SAMPLE_FOLDER, load_task
+from embedder_helpers.presets import BUILTIN_FOLDER
+from embedder_helpers.tasks import load_task
 
 SEED = 33
 WORDS = 1000  # vocabulary of each tokenizer
@@ -83,4 +84,4 @@ def roberta_tokenizer(texts: list[str]) -> keras_hub.models.RobertaTokenizer:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) if len(sys.argv) > 1 else SAMPLE_FOLDER.parent)
+    build(Path(sys.argv[1]) if len(sys.argv) > 1 else BUILTIN_FOLDER)
