@@ -66,11 +66,13 @@ bench: $(VENV)/.run  ## measure speed and memory beside their peers, in about ha
 
 # USER: the Kaggle account. `kaggle kernels push -p build/kaggle/…` sends what this writes.
 kaggle: $(VENV)/.run  ## write a Kaggle kernel for each notebook, and the wheel: make kaggle USER=name
-	$(BIN)/python notebooks/kernels.py $(USER) build/kaggle
+	@test "$(origin USER)" = "command line" || { echo "make kaggle USER=your-name-on-kaggle"; exit 1; }
+	@rm -rf build/kaggle build/lib
+	$(BIN)/python notebooks/kernels.py "$(USER)" build/kaggle
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/kaggle/wheel .
 
 badges: $(VENV)/.run  ## write the address in notebooks/kernels.yaml into the notebooks
 	$(BIN)/python notebooks/kernels.py
 
-clean:  ## remove the environment, what the demo made and the states it kept
-	rm -rf $(VENV) $(DEMO) states
+clean:  ## remove the environment, what was built, what the demo made and the states it kept
+	rm -rf $(VENV) $(DEMO) states build

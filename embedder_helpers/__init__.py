@@ -1,9 +1,9 @@
 """Join a frozen, truncated Gemma to RoBERTa and score the embedder as MTEB does.
 
-The modules stand in the order in which a text travels: config, platform, session, presets, local,
+The modules stand in the order in which a text travels: config, platform, presets, local,
 tasks, tokens, streaming, gemma, states, pooling, fusion, projection, roberta, embedder, training,
 probe, protocol, result, plan, run, report, intervals, comparison, ablation, figures, summary,
-waves, sweep, estimate.
+waves, session, sweep, estimate.
 Importing the package imports none of them, so that a mistake in a config is told at once.
 """
 

@@ -39,19 +39,17 @@ def steps(results: Sequence[Result]) -> list[Step]:
 
 
 def _change(result: Result, before: Result | None) -> str:
-    """`epochs 3, batch_size 32`: what is new; the kind alone where that is."""
+    """`epochs 3, batch_size 32`: what is new, the kind first if that is."""
     kind = KIND_NAMES[result.experiment["kind"]]
     if before is None:
-        return f"{kind}, the first recipe"
-    if result.experiment["kind"] != before.experiment["kind"]:
         return kind
     old, new = (make_experiment(one.experiment).determining() for one in (before, result))
     changed = [
         f"{key} {value}"
         for key, value in new.items()
-        if key != "seed" and old.get(key, ...) != value
+        if key not in ("kind", "seed") and old.get(key, ...) != value
     ]
-    return ", ".join(changed)
+    return ", ".join(changed if old["kind"] == new["kind"] else [kind, *changed])
 
 
 def step_table(results: Sequence[Result]) -> pd.DataFrame:
@@ -61,7 +59,8 @@ def step_table(results: Sequence[Result]) -> pd.DataFrame:
     protocol's draws. A single seed has no interval.
 
     Args:
-        results: of a sweep in which every experiment keeps what the ones before it changed.
+        results: of a sweep in which every experiment keeps what the ones before it changed; one
+            that comes twice counts where it came first.
     """
     rows = []
     for task, change, group, before in steps(results):

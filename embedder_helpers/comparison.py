@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from embedder_helpers.config import make_experiment
 from embedder_helpers.intervals import Interval, interval, paired
 from embedder_helpers.report import as_markdown, names, of_validation
 from embedder_helpers.result import Result
@@ -42,10 +43,10 @@ def as_text(results: Sequence[Result]) -> str:
 
 def _tables(results: Sequence[Result], unrepeated: bool) -> str:
     text = as_markdown(comparison(results, unrepeated=unrepeated)) + "\n"
-    lead = differences(results, unrepeated=unrepeated)
-    if len(lead):
+    leads = differences(results, unrepeated=unrepeated)
+    if len(leads):
         text += "By how much a hybrid lies above the others, paired over seeds and draws:\n\n"
-        text += as_markdown(lead) + "\n"
+        text += as_markdown(leads) + "\n"
     return text
 
 
@@ -85,9 +86,14 @@ def mean(results: Sequence[Result], column: str, *, unrepeated: bool = False) ->
 
 
 def _unless_one_seed(results: Sequence[Result], found: Interval) -> Interval:
-    if results[0].history and len(results) == 1:
+    if _seeded(results) and len(results) == 1:
         return Interval(found.mean, np.nan, np.nan)
     return found
+
+
+def _seeded(results: Sequence[Result]) -> bool:
+    """Whether another seed would have given other results: Gemma alone has none to give."""
+    return "seed" in make_experiment(results[0].experiment).determining()
 
 
 def comparison(results: Sequence[Result], *, unrepeated: bool = False) -> pd.DataFrame:
@@ -121,8 +127,8 @@ def differences(results: Sequence[Result], *, unrepeated: bool = False) -> pd.Da
                 one, _ = _same_seeds(hybrids, alone)
                 row = {"task": task, "hybrid": name, "above": other, "seeds": len(one)}
                 for column in COLUMNS:
-                    found_lead = lead(hybrids, alone, column, unrepeated=unrepeated)
-                    row[column] = "-" if found_lead is None else found_lead.told(signed=True)
+                    above = lead(hybrids, alone, column, unrepeated=unrepeated)
+                    row[column] = "-" if above is None else above.told(signed=True)
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -147,7 +153,8 @@ def lead(
     one, two = (scores(group, column, unrepeated=unrepeated) for group in (first, second))
     if one is None or two is None:
         return None
-    return _unless_one_seed(first, paired(one, two))
+    seeded = [group for group in (first, second) if _seeded(group)]
+    return _unless_one_seed(max(seeded or [first], key=len), paired(one, two))
 
 
 def _comparable(hybrid: Result, other: Result) -> bool:
@@ -160,7 +167,7 @@ def _comparable(hybrid: Result, other: Result) -> bool:
         draws = result.task.get("samples_per_label")
         return result.inputs["task"], of_validation(result), draws
 
-    kind, probe = other.experiment["kind"], other.experiment["probe"]
+    kind, probe = other.experiment["kind"], other.experiment.get("probe")
     chosen = other.experiment["llm_layers"] == "auto"
     like = kind == "gemma_only" and (probe or chosen or other.cutoffs == hybrid.cutoffs)
     return (like or kind == "roberta_only") and scored(hybrid) == scored(other)
@@ -169,9 +176,10 @@ def _comparable(hybrid: Result, other: Result) -> bool:
 def _same_seeds(
     first: Sequence[Result], second: Sequence[Result]
 ) -> tuple[list[Result], list[Result]]:
-    """Those whose seeds both have; an embedder that nothing was trained of has but one."""
-    if not second[0].history:
-        return list(first), list(second[:1])
+    """Those whose seeds both have; one result that no seed decides stands beside all seeds."""
+    if not (_seeded(first) and _seeded(second)):
+        one, two = (group if _seeded(group) else group[:1] for group in (first, second))
+        return list(one), list(two)
     seeds = {one.experiment["seed"] for one in first} & {one.experiment["seed"] for one in second}
     one, two = (
         [result for result in group if result.experiment["seed"] in seeds]

@@ -5,6 +5,7 @@ share of its peak that a device is taken to reach. What is measured stands in do
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from embedder_helpers.config import DATA_KEYS, Experiment, InputError, cutoffs
+from embedder_helpers.config import DATA_KEYS, Experiment, InputError
+from embedder_helpers.gemma import Depth, depths
 from embedder_helpers.plan import Plan, rows_of
 from embedder_helpers.presets import preset_config
 from embedder_helpers.tasks import Task, task_of
@@ -70,6 +72,7 @@ class Weights(NamedTuple):
     block: int
 
 
+@functools.cache
 def shape_of(role: str, name: str) -> dict[str, Any]:
     """The shape of a preset in Keras's words: of its config.json, or known beforehand.
 
@@ -123,23 +126,24 @@ def estimate(experiments: Sequence[Experiment], device: Device) -> pd.DataFrame:
     walks: dict[tuple, _Walk] = {}
     training = _Part("training", device.training())
     embedding = _Part("embedding", SHARE * device.float32)
-    for experiment in dict.fromkeys(experiments):
-        same = tuple(getattr(experiment, name) for name in DATA_KEYS)
+    different = {repr((_data(one), one.determining())): one for one in experiments}
+    for experiment in different.values():
+        same = _data(experiment)
         task = tasks[same] = tasks.get(same) or task_of(experiment)
         one = Plan(experiment, task, {}, {}, rows_of(experiment, task), Path())
         texts = {part: one.texts(part) for part in one.rows}
         if experiment.kind != "roberta_only":
             key = experiment.llm_preset, experiment.max_tokens, experiment.stream_blocks
-            walk = walks.setdefault(key, _Walk(shape_of("llm_preset", experiment.llm_preset)))
-            walk.add(experiment, texts)
+            shape = shape_of("llm_preset", experiment.llm_preset)
+            walks.setdefault(key, _Walk(shape)).add(experiment, texts)
         if experiment.kind != "gemma_only":
             shape = shape_of("slm_preset", experiment.slm_preset)
             _add_roberta(experiment, shape, texts, training, embedding)
     parts = [walk.part(f"{key[0]}, one walk", device, key[2]) for key, walk in walks.items()]
     rows = [part.row() for part in [*parts, training, embedding] if part.operations]
     sums = {name: sum(row[name] for row in rows) for name in ("disk GB", "TFLOP", "hours")}
-    most = {"memory GB": max(row["memory GB"] for row in rows)} if rows else {}
-    return pd.DataFrame([*rows, {"part": "all"} | most | sums])
+    most = max(row["memory GB"] for row in rows)
+    return pd.DataFrame([*rows, {"part": "all", "memory GB": most} | sums])
 
 
 @dataclasses.dataclass
@@ -164,16 +168,19 @@ class _Walk:
     def __init__(self, shape: dict[str, Any]):
         self.shape = shape
         self.tokens: dict[str, float] = {}
-        self.depths: set[tuple[int, str]] = set()
+        self.depths: set[Depth] = set()
+        self.limit = np.inf
 
     def add(self, experiment: Experiment, texts: dict[str, list[str]]) -> None:
         for part in texts.values():
             self.tokens |= {text: _tokens(text, experiment) for text in part}
-        found = cutoffs(experiment.llm_layers, self.shape["num_layers"])
-        self.depths |= {(cutoff, experiment.final_norm) for cutoff in found}
+        self.depths |= set(depths(experiment, self.shape["num_layers"]))
+        if experiment.states_gigabytes:
+            self.limit = 1e9 * experiment.states_gigabytes
 
     def part(self, name: str, device: Device, streamed: bool) -> _Part:
-        deepest, tokens = max(self.depths)[0], sum(self.tokens.values())
+        deepest, tokens = max(self.depths).cutoff, sum(self.tokens.values())
+        each = sum(np.dtype(depth.dtype).itemsize for depth in self.depths)
         weights = weights_of(self.shape)
         blocks = 1 if streamed else deepest
         context = tokens / len(self.tokens)
@@ -181,7 +188,7 @@ class _Walk:
             name,
             SHARE * device.float32,
             memory=4.0 * (weights.embedding + blocks * weights.block),
-            disk=2.0 * self.shape["hidden_dim"] * tokens * len(self.depths),
+            disk=min(self.limit, each * self.shape["hidden_dim"] * tokens),
             operations=PADDING * operations(self.shape, tokens, deepest, context),
         )
 
@@ -212,6 +219,10 @@ def _add_roberta(
     batch = experiment.batch_size * experiment.max_tokens * twice
     memory = 16.0 * weights + 64.0 * width * blocks * batch
     training.memory = max(training.memory, memory)
+
+
+def _data(experiment: Experiment) -> tuple:
+    return tuple(getattr(experiment, name) for name in DATA_KEYS)
 
 
 def _tokens(text: str, experiment: Experiment) -> float:

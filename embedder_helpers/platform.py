@@ -73,8 +73,14 @@ def states_folder() -> Path:
     return scratch.get(name(), _project()) / "states"
 
 
-def describe(out: str | Path) -> str:
-    """Lines that say what runs where, what room there is, and where results and states go."""
+def describe(out: str | Path, states: str | Path | None = None) -> str:
+    """Lines that say what runs where, what room there is, and where results and states go.
+
+    Args:
+        out: the folder for results.
+        states: the folder for states; None: the default one.
+    """
+    states = Path(states or states_folder())
     found = ", ".join(f"{package} {version}" for package, version in versions().items())
     memory = psutil.virtual_memory()
     lines = {
@@ -82,7 +88,7 @@ def describe(out: str | Path) -> str:
         "versions": found,
         "memory": f"{memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB free",
         "results": f"{Path(out).resolve()} ({_free(Path(out))} GB free)",
-        "states": f"{states_folder()} ({_free(states_folder())} GB free)",
+        "states": f"{states.resolve()} ({_free(states)} GB free)",
     }
     return "\n".join(f"{what:<9} {told}" for what, told in lines.items())
 

@@ -4,8 +4,8 @@ A Kaggle session ends after its hours, whatever runs, and an interactive one kee
 a sweep stops in time, and the next session finds its results among its inputs.
 """
 
+import contextlib
 import math
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +14,7 @@ import psutil
 
 from embedder_helpers import platform
 from embedder_helpers.config import InputError
+from embedder_helpers.result import read_result, write_result
 
 HOURS = {"kaggle": 12.0}  # of a CPU or GPU session; elsewhere nothing is known
 RESERVE = 600  # seconds for the table, the figures and saving the notebook
@@ -31,15 +32,24 @@ def end(hours: float | None = None) -> float:
     """
     if hours is not None:
         if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not hours > 0:
-            raise InputError(f"hours is {hours!r}, but must be a number above 0, or null")
+            raise InputError(f"hours is {hours!r}, but must be a number above 0")
         return time.time() + 3600 * hours
-    limit = HOURS.get(platform.name(), math.inf)
-    return _start() + 3600 * limit - RESERVE
+    if platform.name() not in HOURS:
+        return math.inf
+    limit = 3600 * HOURS[platform.name()]
+    return _start(limit) + limit - RESERVE
 
 
-def _start() -> float:
-    """When the machine's first process began: a session is a container of its own."""
-    return psutil.Process(1).create_time() if psutil.pid_exists(1) else time.time()
+def _start(limit: float) -> float:
+    """When the machine's first process began, for a session is a container of its own.
+
+    Now, where that cannot be read, or is longer ago than a session can be.
+    """
+    with contextlib.suppress(psutil.Error):
+        started = psutil.Process(1).create_time()
+        if started > time.time() - limit:
+            return started
+    return time.time()
 
 
 def has_time(until: float, seconds: float) -> bool:
@@ -51,19 +61,18 @@ def bring(paths: Iterable[Path]) -> int:
     """Copies result files that an earlier session left among Kaggle's inputs.
 
     Args:
-        paths: where results will be; the name of a file tells all that determines it.
+        paths: of results that are missing; the name of a file tells all that determines it.
 
     Returns:
         How many were found.
     """
-    missing = {path.name: path for path in paths if not path.exists()}
+    missing = {path.name: path for path in paths}
     if platform.name() != "kaggle" or not missing:
         return 0
-    count = 0
+    count = len(missing)
     for found in platform.KAGGLE_INPUTS.rglob("*.json"):
-        if path := missing.pop(found.name, None):
-            part = path.with_name(f"{path.name}.part")
-            shutil.copyfile(found, part)
-            part.replace(path)
-            count += 1
-    return count
+        if found.name in missing and (result := read_result(found)):
+            write_result(result, missing.pop(found.name))
+            if not missing:
+                break
+    return count - len(missing)

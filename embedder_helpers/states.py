@@ -192,7 +192,7 @@ class Store:
         """
         keys = text_keys(ids)
         wanted = {depth: _once(keys, mask) for depth, mask in wanted.items()}
-        if not self._missing(gemma.preset, keys, wanted):
+        if not self.missing(gemma.preset, keys, wanted):
             return  # whatever another process is computing meanwhile
         try:
             with self._locked(gemma.preset):
@@ -204,7 +204,7 @@ class Store:
         self, gemma: Gemma, ids: Ragged, keys: list[bytes], wanted: Mapping[Depth, np.ndarray]
     ) -> None:
         files = {depth: self.file(gemma.preset, depth) for depth in wanted}
-        missing = self._missing(gemma.preset, keys, wanted)
+        missing = self.missing(gemma.preset, keys, wanted)
         if not missing:
             return
         start = self._start(gemma.preset, keys, missing)
@@ -218,7 +218,7 @@ class Store:
                 texts = rows[found]
                 files[depth].append([keys[text] for text in texts], ids.lengths[texts], values)
 
-    def _missing(
+    def missing(
         self, preset: Preset, keys: Sequence[bytes], wanted: Mapping[Depth, np.ndarray]
     ) -> dict[Depth, np.ndarray]:
         """For each depth, `(texts,)` what is wanted there and not there; empty if all is there."""

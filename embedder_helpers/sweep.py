@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from embedder_helpers import platform, report, session
 from embedder_helpers.config import (
     DATA_KEYS,
@@ -100,8 +102,8 @@ def sweep(
     """Runs experiments; what is finished is read, what fails is told and the rest goes on.
 
     Gemma is walked first, once for all experiments that read it; then each is trained and scored,
-    and its result kept. `results.csv` in the folder is a table of all results there. No experiment
-    is begun that would not be finished in time.
+    and its result kept. `results.csv` in the folder is a table of all results there. What would
+    not be finished in time, at the pace so far, is not begun.
 
     Args:
         experiments: what to run; all are checked before the first one starts.
@@ -114,9 +116,10 @@ def sweep(
     folder = platform.writable_folder(out)
     until = session.end(hours)
     plans = _plans(experiments, folder)
-    if brought := session.bring(one.path for one in plans):
-        print(f"{brought} results of an earlier session taken from {platform.KAGGLE_INPUTS}")
     todo = [one for one in plans if read_result(one.path) is None]
+    if brought := session.bring(one.path for one in todo):
+        print(f"{brought} results of an earlier session taken from {platform.KAGGLE_INPUTS}")
+        todo = [one for one in todo if read_result(one.path) is None]
     print(f"{len(plans)} experiments, {len(plans) - len(todo)} of them found in {folder}")
     for note in dict.fromkeys(
         f"{one.task.name}: {note}" for one in todo for note in one.task.notes
@@ -151,24 +154,26 @@ def _run_all(plans: Sequence[Plan], todo: Sequence[Plan], until: float) -> dict[
     for wave in waves:
         if wave.wanted:
             print(wave.describe())
-    work = sum(_walk_work(wave) + sum(map(_plan_work, wave.plans)) for wave in waves)
+    walks = [_walk_work(wave) for wave in waves]
+    work = sum(walks) + sum(_plan_work(one) for wave in waves for one in wave.plans)
     left: dict[str, str] = {}
     with platform.whole_progress(work, "sweep") as bar:
-        for wave in waves:
-            walked = _in_time(bar, _walk_work(wave), until)
+        for wave, walk in zip(waves, walks, strict=True):
+            walked = _in_time(bar, walk, until)
             if walked:
-                _fill(wave, bar)
+                _fill(wave, walk, bar)
             for one in wave.plans:
                 if not walked or not _in_time(bar, _plan_work(one), until):
-                    left[one.path.stem] = "left for want of time"
+                    left[one.path.stem] = "left, as the time was too short (HOURS, or --hours)"
                     continue
                 platform.say(one.path.stem)
                 before = bar.n
                 try:
                     _run_one(one, wave.store)
+                    bar.update(max(0, before + _plan_work(one) - bar.n))
                 except Exception as error:
                     failed[one.path.stem] = _tell(error, one)
-                bar.update(max(0, before + _plan_work(one) - bar.n))
+                    bar.total -= max(0, before + _plan_work(one) - bar.n)
     if left:
         print(
             f"stopped in time, with {len(left)} experiments to go: run this again, and what is "
@@ -179,13 +184,13 @@ def _run_all(plans: Sequence[Plan], todo: Sequence[Plan], until: float) -> dict[
 
 
 def _in_time(bar: Any, work: float, until: float) -> bool:
-    """Whether work will be done in time, at the pace so far; the first is begun in any case."""
+    """Whether work will be done in time at the pace so far, which the first work has not."""
     pace = bar.format_dict["elapsed"] / bar.n if bar.n else 0.0  # seconds per operation
     return session.has_time(until, pace * work)
 
 
-def _fill(wave: "Wave", bar: Any) -> None:
-    """Walks Gemma; what was there already is taken off the bar, so that the time left is true.
+def _fill(wave: "Wave", work: float, bar: Any) -> None:
+    """Walks Gemma; what it did not take of its work goes off the bar, so the time left is true.
 
     If the walk fails, the experiments that need what it did not give tell why.
     """
@@ -194,7 +199,7 @@ def _fill(wave: "Wave", bar: Any) -> None:
         wave.fill()
     except Exception as error:
         platform.say(f"the walk through Gemma ended early: {_reason(error)}")
-    bar.total -= max(0, before + _walk_work(wave) - bar.n)
+    bar.total -= max(0, before + work - bar.n)
 
 
 def _run_one(one: Plan, store: "Store") -> None:
@@ -230,11 +235,13 @@ def _traceback_file(one: Plan) -> Path:
 
 
 def _walk_work(wave: "Wave") -> float:
-    """Operations, roughly, of a wave's walk, for the bar."""
-    if not wave.wanted:
+    """Operations, roughly, of what is missing of a wave's walk, for the bar."""
+    missing = wave.missing()
+    if not missing:
         return 0.0
-    deepest = max(depth.cutoff for depth in wave.wanted)
-    return platform.forward_work(wave.ids.lengths.sum(), deepest, wave.gemma.preset.width)
+    deepest = max(depth.cutoff for depth in missing)
+    tokens = wave.ids.lengths @ np.any(list(missing.values()), axis=0)
+    return platform.forward_work(tokens, deepest, wave.gemma.preset.width)
 
 
 def _plan_work(one: Plan) -> float:

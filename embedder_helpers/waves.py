@@ -15,7 +15,7 @@ import numpy as np
 from embedder_helpers import platform
 from embedder_helpers.gemma import Depth, Gemma, depths
 from embedder_helpers.plan import Plan
-from embedder_helpers.states import Store
+from embedder_helpers.states import Store, text_keys
 from embedder_helpers.tokens import Ragged
 
 
@@ -41,6 +41,12 @@ class Wave:
         """Walks Gemma through what is missing."""
         if self.wanted:
             self.store.fill(self.gemma, self.ids, self.wanted)
+
+    def missing(self) -> dict[Depth, np.ndarray]:
+        """What is wanted and not there yet; empty if all is there."""
+        if not self.wanted:
+            return {}
+        return self.store.missing(self.gemma.preset, text_keys(self.ids), self.wanted)
 
     def describe(self) -> str:
         """How much this wave reads, where it is kept, and what it costs at most."""

@@ -57,7 +57,7 @@ def set_parameter(notebook: dict[str, Any], name: str, value: Any) -> None:
     Args:
         notebook: as its file holds it.
         name: of the parameter.
-        value: a text, a number, or a list or mapping of such, which JSON and Python spell alike.
+        value: of the table.
 
     Raises:
         KeyError: the notebook has no such parameter.
@@ -67,9 +67,14 @@ def set_parameter(notebook: dict[str, Any], name: str, value: Any) -> None:
         if line.startswith(f"{name} = "):
             _, mark, comment = line.rstrip("\n").partition("  #")
             end = "\n" if line.endswith("\n") else ""
-            cell["source"][place] = f"{name} = {json.dumps(value)}{mark}{comment}{end}"
+            cell["source"][place] = f"{name} = {_literal(value)}{mark}{comment}{end}"
             return
     raise KeyError(f"{name} is no parameter of the notebook")
+
+
+def _literal(value: Any) -> str:
+    """A value as Python spells it, a text in double quotes."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def write_badges() -> None:
@@ -106,11 +111,13 @@ def _write(notebook: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    if len(sys.argv) == 1:
+        write_badges()
+    elif len(sys.argv) == 3:
         try:
             kernels = write_kernels(sys.argv[1], Path(sys.argv[2]))
         except ValueError as error:
             sys.exit(f"error: {error}")
         print(*(f"kaggle kernels push -p {kernel}" for kernel in kernels), sep="\n")
     else:
-        write_badges()
+        sys.exit(__doc__)

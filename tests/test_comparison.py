@@ -153,3 +153,16 @@ def test_one_seed_of_what_was_trained_tells_no_interval():
     assert row(frame, embedder="hybrid [1-10]")["accuracy"] == "0.820"
     found = row(comparison.differences([HYBRIDS[1], ROBERTAS[0]]), above="RoBERTa only")
     assert found["seeds"] == 1 and "[" not in found["accuracy"]
+
+
+def test_gemma_with_a_probe_is_compared_whatever_its_cutoff():
+    probe = result("gemma_only", (14,), accuracy=0.6, probe=True)
+    plain = result("gemma_only", (12,), accuracy=0.6)
+    frame = comparison.differences([probe, plain, *HYBRIDS])
+    assert frame["above"].str.contains("1-14").tolist() == [True]
+
+
+def test_results_of_before_there_were_probes_are_compared():
+    old = result("gemma_only", (10,), accuracy=0.6)
+    del old.experiment["probe"]
+    assert len(comparison.differences([old, *HYBRIDS])) == 1

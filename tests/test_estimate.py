@@ -83,6 +83,29 @@ def test_every_seed_is_trained_and_every_epoch_costs_the_same(task):
     assert frames[0].iloc[-1]["hours"] == pytest.approx(frames[0].iloc[:-1]["hours"].sum())
 
 
+def test_what_is_one_result_is_reckoned_once(task):
+    keys = dict(kind="roberta_only", task=task, samples_per_label=2)
+    one, two = ([Experiment(**keys, llm_layers=layer) for layer in range(1, n)] for n in (2, 5))
+    assert estimate.estimate(one, DEVICE).equals(estimate.estimate(two, DEVICE))
+
+
+@pytest.mark.parametrize(
+    ("norms", "bytes_each"), [(["rms"], 2), (["none"], 4), (["last"], 4), (["none", "last"], 4)]
+)
+def test_states_take_the_bytes_of_their_norm(task, norms, bytes_each):
+    keys = dict(kind="gemma_only", task=task, samples_per_label=2, llm_layers=2)
+    rms = estimate.estimate([Experiment(**keys)], DEVICE)
+    found = estimate.estimate([Experiment(final_norm=norm, **keys) for norm in norms], DEVICE)
+    ratio = part(found, "tiny_gemma")["disk GB"] / part(rms, "tiny_gemma")["disk GB"]
+    assert ratio == pytest.approx(bytes_each / 2)
+
+
+def test_states_take_no_more_than_their_limit(task):
+    keys = dict(kind="gemma_only", task=task, samples_per_label=2, states_gigabytes=1e-6)
+    frame = estimate.estimate([Experiment(**keys)], DEVICE)
+    assert part(frame, "tiny_gemma")["disk GB"] == pytest.approx(1e-6)
+
+
 def test_a_streamed_gemma_needs_the_memory_of_one_block(task):
     keys = dict(kind="gemma_only", task=task, samples_per_label=2, llm_layers=5)
     whole, streamed = (

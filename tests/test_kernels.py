@@ -76,8 +76,8 @@ def test_an_impossible_user_is_told_before_anything_is_written(user, tmp_path):
 def test_a_parameter_keeps_its_comment():
     notebook = {"cells": [{"cell_type": "code", "source": ["A = 1  # one\n", "B = 2"]}]}
     kernels.set_parameter(notebook, "A", "x")
-    kernels.set_parameter(notebook, "B", {})
-    assert notebook["cells"][0]["source"] == ['A = "x"  # one\n', "B = {}"]
+    kernels.set_parameter(notebook, "B", {"c": None})
+    assert notebook["cells"][0]["source"] == ['A = "x"  # one\n', "B = {'c': None}"]
     with pytest.raises(KeyError, match="C is no parameter"):
         kernels.set_parameter(notebook, "C", 3)
 
@@ -125,8 +125,9 @@ def wheel(tmp_path_factory):
 def kaggle(wheel, tmp_path, monkeypatch):
     """A session without network: its root folder, in which `execute` runs notebooks."""
     root = wheel.parents[3]
-    shutil.rmtree(root / "kaggle" / "working", ignore_errors=True)
-    (root / "kaggle" / "working").mkdir()
+    for folder in ("working", "temp"):
+        shutil.rmtree(root / "kaggle" / folder, ignore_errors=True)
+        (root / "kaggle" / folder).mkdir()
     modules, installed = tmp_path / "modules", tmp_path / "installed"
     modules.mkdir()
     installed.mkdir()
@@ -189,7 +190,9 @@ def test_a_gated_model_without_network_is_told_without_the_secret(kaggle):
 def test_without_wheel_and_network_the_set_up_stops_with_the_reason(kaggle, wheel):
     hidden = wheel.rename(wheel.with_suffix(".hidden"))
     try:
-        with pytest.raises(papermill.PapermillExecutionError, match="embedder_helpers"):
+        with pytest.raises(
+            papermill.PapermillExecutionError, match="the package is not here: attach its wheel"
+        ):
             execute(kaggle, NOTEBOOKS[0])
     finally:
         hidden.rename(wheel)

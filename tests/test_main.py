@@ -223,6 +223,20 @@ def test_a_failed_experiment_is_told_at_the_end(partly_failed, capsys):
     assert "slm_preset" in line and "cannot be loaded by keras-hub" in line
 
 
+def test_what_there_was_no_time_for_is_told(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("embedder_helpers.session.has_time", lambda *_: False)
+    config = write_config(tmp_path, "gemma")
+    told = told_by(capsys, "sweep", config, "--out", tmp_path / "out", "--hours", "0.1")
+    assert "the time was too short (HOURS, or --hours)" in told
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_impossible_hours_are_told_before_anything_is_loaded(capsys, tmp_path):
+    config = write_config(tmp_path, "gemma")
+    told = told_by(capsys, "sweep", config, "--out", tmp_path, "--hours", "-2")
+    assert "hours is -2.0, but must be a number above 0" in told
+
+
 def test_a_sweep_of_which_all_experiments_failed_ends_in_status_2(capsys, tmp_path):
     config = write_config(tmp_path, "broken")
     assert "cannot be loaded by keras-hub" in told_by(capsys, "sweep", config, "--out", tmp_path)

@@ -1,9 +1,14 @@
 """Session: its end, the time that is left, and what an earlier one left."""
 
+import dataclasses
+import json
 import math
 import time
+import types
 
+import psutil
 import pytest
+from made_results import result
 
 from embedder_helpers import platform, session
 from embedder_helpers.config import InputError
@@ -28,12 +33,33 @@ def test_hours_count_from_now():
 
 
 def test_a_kaggle_session_ends_twelve_hours_after_its_machine_began(kaggle, monkeypatch):
-    monkeypatch.setattr(session, "_start", lambda: 1000.0)
-    assert session.end() == 1000 + 12 * 3600 - session.RESERVE
+    began = time.time() - 7200
+    put_first_process(monkeypatch, began)
+    assert session.end() == began + 12 * 3600 - session.RESERVE
 
 
-def test_the_machine_began_before_this_test():
-    assert 0 < session._start() <= time.time()
+def put_first_process(monkeypatch, began):
+    process = types.SimpleNamespace(create_time=lambda: began)
+    monkeypatch.setattr(session.psutil, "Process", lambda _: process)
+
+
+def test_a_session_that_seems_to_have_ended_begins_now(kaggle, monkeypatch):
+    put_first_process(monkeypatch, 0.0)
+    assert session.end() == pytest.approx(time.time() + 12 * 3600 - session.RESERVE, abs=5)
+
+
+def test_a_first_process_that_cannot_be_read_is_no_error(kaggle, monkeypatch):
+    def refuse(_):
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(session.psutil, "Process", refuse)
+    assert session.end() == pytest.approx(time.time() + 12 * 3600 - session.RESERVE, abs=5)
+
+
+def test_elsewhere_the_first_process_is_not_looked_at(monkeypatch):
+    monkeypatch.setattr(platform, "name", lambda: "colab")
+    monkeypatch.setattr(session, "_start", lambda _: pytest.fail("looks"))
+    assert session.end() == math.inf
 
 
 @pytest.mark.parametrize("hours", [0, -1, True, "two"])
@@ -48,28 +74,31 @@ def test_work_that_might_not_be_finished_has_no_time():
     assert not session.has_time(until, 100 / session.SLACK + 5)
 
 
-def leave(folder, name, content="{}"):
+def leave(folder, name, content):
     folder.mkdir(parents=True)
     (folder / name).write_text(content)
 
 
+FOUND = json.dumps(dataclasses.asdict(result(accuracy=0.9)))
+
+
 def test_results_of_an_earlier_session_are_taken_by_their_names(kaggle, tmp_path):
-    leave(kaggle / "notebooks" / "someone" / "layer-sweep" / "results", "one.json", "[1]")
-    leave(kaggle / "another", "other.json")
+    leave(kaggle / "notebooks" / "someone" / "layer-sweep" / "results", "one.json", FOUND)
+    leave(kaggle / "another", "other.json", FOUND)
     wanted = [tmp_path / "one.json", tmp_path / "two.json"]
     assert session.bring(wanted) == 1
-    assert wanted[0].read_text() == "[1]"
+    assert json.loads(wanted[0].read_text())["scores"]["accuracy"] == 0.9
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["one.json"]
 
 
-def test_a_result_that_is_there_is_not_replaced(kaggle, tmp_path):
-    leave(kaggle / "earlier", "one.json", "[1]")
-    (tmp_path / "one.json").write_text("[2]")
-    assert session.bring([tmp_path / "one.json"]) == 0
-    assert (tmp_path / "one.json").read_text() == "[2]"
+def test_a_damaged_file_is_passed_over_for_a_whole_one(kaggle, tmp_path):
+    for folder, content in (("a", FOUND[:40]), ("b", FOUND), ("c", "{}")):
+        leave(kaggle / folder, "one.json", content)
+    assert session.bring([tmp_path / "one.json"]) == 1
+    assert json.loads((tmp_path / "one.json").read_text())["scores"]["accuracy"] == 0.9
 
 
 def test_elsewhere_nothing_is_looked_for(kaggle, tmp_path, monkeypatch):
     monkeypatch.setattr(platform, "name", lambda: "local")
-    leave(kaggle / "earlier", "one.json")
+    leave(kaggle / "earlier", "one.json", FOUND)
     assert session.bring([tmp_path / "one.json"]) == 0
