@@ -245,7 +245,8 @@ class Experiment:
     patience: int | None = key(
         None,
         optional(whole(1)),
-        "epochs without a better validation accuracy that end the training; null: train them all",
+        "epochs without a better validation accuracy that end the training, and the best epoch's "
+        "weights are taken; null: train them all and take the last",
     )
     class_weights: bool = key(False, flag(), "weigh each label's texts by how rare they are")
     scored_split: str = key(

@@ -122,10 +122,11 @@ def fit(
     longest: int,
     work: float = 0.0,
 ) -> list[dict[str, float]]:
-    """Trains the classifier in place and leaves it as it was after its best epoch.
+    """Trains the classifier in place.
 
-    The best epoch has the highest validation accuracy; among equals, the first. After `patience`
-    epochs without a better one the rest is left out.
+    Without `patience` it is left as it is after its last epoch. With it, training ends after so
+    many epochs without a better one, and the best epoch's weights come back: that of the highest
+    validation accuracy, among equals the first.
 
     Args:
         classifier: of `add_head`.
@@ -144,17 +145,13 @@ def fit(
     batches = Batches(*train, experiment, longest)
     steps = len(batches) * experiment.epochs
     _compile(classifier, experiment, steps)
-    patience = experiment.patience or experiment.epochs
-    best = keras.callbacks.EarlyStopping(
-        "val_accuracy", mode="max", patience=patience, restore_best_weights=True
-    )
     with platform.progress(steps, "training", "step", work=work) as bar:
         history = classifier.fit(
             batches,
             validation_data=Batches(*validation, experiment, longest),
             epochs=experiment.epochs,
             class_weight=_class_weights(train[1]) if experiment.class_weights else None,
-            callbacks=[best, keras.callbacks.TerminateOnNaN(), Progress(bar)],
+            callbacks=[*_stopping(experiment), keras.callbacks.TerminateOnNaN(), Progress(bar)],
             shuffle=False,  # Batches shuffles
             verbose=0,
         ).history
@@ -165,6 +162,17 @@ def fit(
         )
     epochs = zip(*history.values(), strict=True)
     return [dict(zip(history, map(float, epoch), strict=True)) for epoch in epochs]
+
+
+def _stopping(experiment: Experiment) -> list[keras.callbacks.Callback]:
+    """Early stopping, where it is asked for."""
+    if experiment.patience is None:
+        return []
+    return [
+        keras.callbacks.EarlyStopping(
+            "val_accuracy", mode="max", patience=experiment.patience, restore_best_weights=True
+        )
+    ]
 
 
 def _class_weights(labels: np.ndarray) -> dict[int, float]:
