@@ -184,7 +184,7 @@ def long_table(results: Sequence[Result]) -> pd.DataFrame:
     """A row per result with all that tells it apart: scores first, then every other key.
 
     `llm_layers` are cutoffs counted from the bottom, joined by `+` where several are pooled;
-    `val_accuracy` is the head's on the validation split after the best epoch;
+    `val_accuracy` is the head's on the validation split with the weights that were kept;
     `projection_explained` the share of the variance of RoBERTa's embeddings that a closed-form
     start explains on held-out tokens; `repeated_texts` the scored texts that train has too.
     """
@@ -203,7 +203,7 @@ def _long_row(result: Result) -> dict[str, Any]:
         "f1": result.scores["f1"],
         "head_accuracy": head.get("accuracy"),
         "head_f1": head.get("f1"),
-        "val_accuracy": max((epoch["val_accuracy"] for epoch in result.history), default=None),
+        "val_accuracy": _validated(result),
         "floor_accuracy": result.floor["accuracy"],
         "floor_f1": result.floor["f1"],
         "seconds": result.seconds["total"],
@@ -214,6 +214,14 @@ def _long_row(result: Result) -> dict[str, Any]:
     }
     others = {key: value for key, value in experiment.items() if key not in row}
     return row | others | {"device": ", ".join(result.device)} | result.versions
+
+
+def _validated(result: Result) -> float | None:
+    """The head's validation accuracy after the last epoch, or the best where that was kept."""
+    accuracies = [epoch["val_accuracy"] for epoch in result.history]
+    if accuracies and result.experiment.get("patience", "best") is None:
+        return accuracies[-1]
+    return max(accuracies, default=None)
 
 
 def _layer_numbers(result: Result) -> list[int]:

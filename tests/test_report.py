@@ -77,10 +77,19 @@ def test_the_long_table_tells_each_result_with_every_key_and_version():
     assert set(Experiment().as_dict()) <= set(row)
 
 
-def test_the_long_table_gives_the_best_epochs_accuracy_on_validation():
+def test_the_long_table_gives_the_last_epochs_accuracy_on_validation():
     frame = report.long_table([result(history=TRAINED), result("gemma_only")])
-    assert frame["val_accuracy"][0] == 0.9
+    assert frame["val_accuracy"][0] == 0.8  # after the last of three epochs
     assert np.isnan(frame["val_accuracy"][1]) and frame["head_accuracy"].isna()[1]
+
+
+@pytest.mark.parametrize("patience", [2, "before there was a choice"])
+def test_the_validation_accuracy_is_the_best_epochs_where_that_was_kept(patience):
+    one = result(history=TRAINED)
+    one.experiment["patience"] = patience
+    if patience != 2:
+        del one.experiment["patience"]
+    assert report.long_table([one])["val_accuracy"].tolist() == [0.9]
 
 
 def test_the_csv_holds_all_results_of_its_folder(tmp_path):

@@ -210,7 +210,7 @@ def ruin(monkeypatch):
     """A function that lets one epoch, counted from 0, ruin the weights."""
     spoilt = []
 
-    class Ruin(keras.callbacks.Callback):
+    class Ruin(training.Progress):
         def on_epoch_begin(self, epoch, logs=None):
             self.spoils = epoch in spoilt
 
@@ -219,14 +219,7 @@ def ruin(monkeypatch):
                 for variable in self.model.trainable_variables:
                     variable.assign(0 * variable.value)
 
-    early_stopping = keras.callbacks.EarlyStopping
-    monkeypatch.setattr(
-        keras.callbacks,
-        "EarlyStopping",
-        lambda *args, **kwargs: keras.callbacks.CallbackList(
-            [Ruin(), early_stopping(*args, **kwargs)]
-        ),
-    )
+    monkeypatch.setattr(training, "Progress", Ruin)
     return spoilt.append
 
 
@@ -235,10 +228,10 @@ def accuracy_of(classifier):
     return classifier.evaluate(batches, return_dict=True, verbose=0)["accuracy"]
 
 
-def test_the_best_epochs_weights_are_kept(ruin):
+def test_with_patience_the_best_epochs_weights_are_kept(ruin):
     """An epoch that ruins the weights is not the one that is kept."""
     ruin(2)
-    classifier, history = trained(seed=1, epochs=3)
+    classifier, history = trained(seed=1, epochs=3, patience=3)
     accuracy = accuracy_of(classifier)
     assert accuracy == pytest.approx(max(epoch["val_accuracy"] for epoch in history))
     assert history[2]["val_accuracy"] < accuracy
@@ -253,9 +246,13 @@ def test_patience_ends_the_training_and_gives_the_best_weights_back(ruin):
     assert accuracy_of(classifier) == pytest.approx(history[0]["val_accuracy"])
 
 
-def test_without_patience_every_epoch_is_trained(ruin):
+def test_without_patience_every_epoch_is_trained_and_the_last_is_kept(ruin):
     ruin(1)
-    assert len(trained(seed=1, epochs=5, learning_rate=1e-9, projection_learning_rate=1e-9)[1]) == 5
+    ruin(4)
+    classifier, history = trained(seed=1, epochs=5)
+    assert len(history) == 5
+    assert history[4]["val_accuracy"] < max(epoch["val_accuracy"] for epoch in history)
+    assert accuracy_of(classifier) == pytest.approx(history[4]["val_accuracy"])
 
 
 # Rates
