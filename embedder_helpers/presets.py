@@ -246,12 +246,10 @@ def _from_kaggle(role: str, name: str, handle: str, file: str = "config.json") -
         return Path(kagglehub.model_download(handle.removeprefix("kaggle://"), file))
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        refusals = ("BackendError", "CredentialError", "UnauthenticatedError")
-        if status in (401, 403) or _kind(error) in refusals:
+        if advice := _kaggle_advice(error, status, page):
             raise InputError(
-                f"{role}: Kaggle does not let you have {name!r} ({status or _kind(error)}): accept "
-                f"the licence at {page}, and outside Kaggle set KAGGLE_API_TOKEN "
-                "(https://www.kaggle.com/settings/api, Generate New Token)"
+                f"{role}: Kaggle does not let you have {name!r} ({status or _kind(error)}): "
+                f"{advice}"
             ) from None
         if status == 404 or isinstance(error, ValueError):
             raise InputError(f"{role}: Kaggle has no model {name!r}: see {page}") from None
@@ -259,6 +257,22 @@ def _from_kaggle(role: str, name: str, handle: str, file: str = "config.json") -
             f"{role}: Kaggle cannot be reached for {name!r}: switch the network on "
             f"(on Kaggle: Settings, Internet), attach the model, or give a folder ({_kind(error)})"
         ) from None
+
+
+def _kaggle_advice(error: Exception, status: int | None, page: str) -> str:
+    """What to do about a refusal; empty if it is none."""
+    licence = f"accept the licence at {page}"
+    token = (
+        "set KAGGLE_API_TOKEN in the environment (on Colab: the key in the side bar) to a token "
+        "from https://www.kaggle.com/settings/api, Generate New Token"
+    )
+    if "not consented" in str(error):  # so Kaggle knows who asks
+        return f"{licence} with the account that asks"
+    if status == 401 or _kind(error) in ("CredentialError", "UnauthenticatedError"):
+        return f"it does not know who asks: {token}; and {licence}"
+    if status == 403 or _kind(error) == "BackendError":
+        return f"{licence}, and outside Kaggle {token}"
+    return ""
 
 
 def _from_hugging_face(role: str, name: str) -> Path:

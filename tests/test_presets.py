@@ -244,13 +244,36 @@ def test_a_keras_preset_is_found_by_its_name(tmp_path, monkeypatch, role, name, 
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_kaggle_model_behind_a_licence_is_told_with_its_page(token, monkeypatch, status):
+def test_a_kaggle_model_behind_a_licence_is_told_with_its_page_and_the_way_to_a_token(
+    token, monkeypatch, status
+):
     import kagglehub
 
     answer(monkeypatch, kagglehub, "model_download", kaggle_error(status))
     told = message_of("llm_preset", "kaggle://keras/gemma/keras/gemma_2b_en/2")
-    assert f"({status}): accept the licence" in told
-    assert "https://www.kaggle.com/models/keras/gemma," in told
+    assert f"({status}): " in told and "KAGGLE_API_TOKEN" in told
+    assert "accept the licence at https://www.kaggle.com/models/keras/gemma" in told
+    assert ("does not know who asks" in told) == (status == 401)
+
+
+def test_a_missing_consent_is_told_apart_from_a_missing_token(token, monkeypatch):
+    import kagglehub
+
+    error = kaggle_error(403)
+    error.args = (f"User has not consented to terms of use. {TOKEN}",)
+    answer(monkeypatch, kagglehub, "model_download", error)
+    told = message_of("llm_preset", "gemma_2b_en")
+    assert told.endswith("models/keras/gemma with the account that asks")
+    assert "KAGGLE_API_TOKEN" not in told
+
+
+def test_without_credentials_the_way_to_a_token_is_told_first(monkeypatch):
+    import kagglehub
+    from kagglehub.exceptions import UnauthenticatedError
+
+    answer(monkeypatch, kagglehub, "model_download", UnauthenticatedError())
+    told = message_of("llm_preset", "gemma_2b_en")
+    assert told.index("KAGGLE_API_TOKEN") < told.index("accept the licence")
 
 
 @pytest.mark.parametrize("error", [kaggle_error(404), ValueError(f"bad handle {TOKEN}")])
