@@ -11,18 +11,27 @@ from embedder_helpers.result import Result
 def summarise(results: Sequence[Result], out: str | Path) -> None:
     """Prints the table; writes it and the figures into a folder.
 
-    Where results have several cutoffs, the layer table and the curves over the cutoff are added;
-    where they have several seeds, the means with their intervals, and the hybrids' lead.
+    Where results of a task have several cutoffs, the layer table and the curves over the cutoff are
+    added; where they have several seeds, the means with their intervals, and the hybrids' lead.
     """
     folder = Path(out)
     text = comparison.as_text(results) + as_text(results)
     files = [folder / TABLE, folder / FIGURE]
     figures.plot(results, folder / FIGURE)
     (folder / LAYERS).unlink(missing_ok=True)  # of other results
-    if len({tuple(result.cutoffs) for result in results if result.cutoffs}) > 2:
+    if _has_curve(results):
         text = as_markdown(layer_table(results)) + "\n" + text
         figures.plot_layers(results, folder / LAYERS)
         files.append(folder / LAYERS)
     print(text)
     (folder / TABLE).write_text(text, encoding="utf-8")
     print("table and figures: " + ", ".join(map(str, files)))
+
+
+def _has_curve(results: Sequence[Result]) -> bool:
+    """Whether the results of some task have three cutoffs at least."""
+    found: dict[str, set] = {}
+    for result in results:
+        if result.cutoffs:
+            found.setdefault(result.task["name"], set()).add(tuple(result.cutoffs))
+    return any(len(cutoffs) > 2 for cutoffs in found.values())

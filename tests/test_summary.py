@@ -24,3 +24,9 @@ def test_a_summary_of_many_cutoffs_adds_the_layer_table_and_its_figure(tmp_path,
     assert text.startswith(report.as_markdown(report.layer_table(results)))
     assert text.endswith(report.as_text(results))
     assert text in capsys.readouterr().out
+
+
+def test_cutoffs_of_different_tasks_make_no_curve(tmp_path):
+    results = [result(cutoffs=(cutoff,), task=f"task {cutoff}") for cutoff in (1, 10, 18)]
+    summarise(results, tmp_path)
+    assert not (tmp_path / report.LAYERS).exists()
