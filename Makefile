@@ -35,8 +35,9 @@ $(DEMO)/01_train_and_score.ipynb: $(NOTEBOOK) configs/quickstart.yaml embedder_h
 	$(BIN)/python -m papermill $(NOTEBOOK) $(DEMO)/executing.ipynb -p OUT $(DEMO) --no-log-output
 	@mv $(DEMO)/executing.ipynb $@
 
+# A file's tests stay in one process, because they share models and results that take long to make.
 test: $(VENV)/.dev  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.dev  ## check style
 	$(BIN)/ruff check .
