@@ -247,7 +247,7 @@ def asked(monkeypatch):
     """The experiments that a command asks for; none is run."""
     found = []
 
-    def sweep(experiments, out):
+    def sweep(experiments, out, hours):
         found.extend(experiments)
         return [], {}
 
