@@ -4,6 +4,7 @@ Text → `tokenise` → ids → `states` of frozen Gemma → `inputs`, what the 
 Training repeats only the last step; states may as well come from disk.
 """
 
+import random
 from collections.abc import Sequence
 
 import keras
@@ -114,7 +115,9 @@ def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = N
         InputError: a preset cannot be used.
     """
     presets = presets or find_presets(experiment)
-    keras.utils.set_random_seed(experiment.seed)
+    # Keras draws the seeds of weights and dropout from here. Its own set_random_seed would reset
+    # TensorFlow too, which in 2.20 takes the tables of all tokenizers that are there.
+    random.seed(experiment.seed)
     if experiment.kind == "gemma_only":
         return GemmaOnly(experiment, presets["llm_preset"])
     if experiment.kind == "roberta_only":
