@@ -1,7 +1,7 @@
 """The command line: `python -m embedder_helpers sweep CONFIG… [--set key=value …] [--out DIR]`.
 
 Does without a notebook what the notebooks do. Mistakes end in one sentence and exit status 2; a
-sweep of which some experiments failed ends in 1.
+sweep of which some experiments failed, or were left for want of time, ends in 1.
 """
 
 import argparse

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from embedder_helpers.comparison import COLUMNS, groups, lead, mean
+from embedder_helpers.comparison import COLUMNS, cell, groups, lead, mean
 from embedder_helpers.config import make_experiment
 from embedder_helpers.report import KIND_NAMES
 from embedder_helpers.result import Result
@@ -66,8 +66,7 @@ def step_table(results: Sequence[Result]) -> pd.DataFrame:
     for task, change, group, before in steps(results):
         row = {"task": task, "step": change, "seeds": len(group)}
         for column in COLUMNS:
-            score, gain = mean(group, column), lead(group, before, column) if before else None
-            row[column] = "-" if score is None else score.told()
-            row[f"{column} gain"] = "-" if gain is None else gain.told(signed=True)
+            gain = lead(group, before, column) if before else None
+            row |= {column: cell(mean(group, column)), f"{column} gain": cell(gain, signed=True)}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -106,7 +106,7 @@ def comparison(results: Sequence[Result], *, unrepeated: bool = False) -> pd.Dat
     rows = []
     for (task, name), group in groups(results).items():
         found = {column: mean(group, column, unrepeated=unrepeated) for column in COLUMNS}
-        told = {column: "-" if one is None else one.told() for column, one in found.items()}
+        told = {column: cell(one) for column, one in found.items()}
         rows.append({"task": task, "embedder": name, "seeds": len(group)} | told)
     return pd.DataFrame(rows)
 
@@ -128,9 +128,14 @@ def differences(results: Sequence[Result], *, unrepeated: bool = False) -> pd.Da
                 row = {"task": task, "hybrid": name, "above": other, "seeds": len(one)}
                 for column in COLUMNS:
                     above = lead(hybrids, alone, column, unrepeated=unrepeated)
-                    row[column] = "-" if above is None else above.told(signed=True)
+                    row[column] = cell(above, signed=True)
                 rows.append(row)
     return pd.DataFrame(rows)
+
+
+def cell(found: Interval | None, signed: bool = False) -> str:
+    """An interval in a table; `-` where there is none."""
+    return "-" if found is None else found.told(signed)
 
 
 def lead(

@@ -16,10 +16,15 @@ from typing import Any, NamedTuple
 import yaml
 
 PACKAGE = Path(__file__).resolve().parent
-# A wheel carries the configs inside the package; in a clone they stand beside it.
-CONFIG_FOLDER = PACKAGE / "configs"
-if not CONFIG_FOLDER.is_dir():
-    CONFIG_FOLDER = PACKAGE.parent / "configs"
+
+
+def carried(in_wheel: str, in_clone: str) -> Path:
+    """A folder that a wheel carries inside the package, and a clone has beside it."""
+    inside = PACKAGE / in_wheel
+    return inside if inside.is_dir() else PACKAGE.parent / in_clone
+
+
+CONFIG_FOLDER = carried("configs", "configs")
 
 
 class InputError(ValueError):

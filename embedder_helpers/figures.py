@@ -10,14 +10,12 @@ import pandas as pd
 
 from embedder_helpers.ablation import steps
 from embedder_helpers.comparison import COLUMNS, groups, mean, scores
-from embedder_helpers.config import PACKAGE
+from embedder_helpers.config import carried
 from embedder_helpers.report import KIND_NAMES, apart, long_table, of_validation, told
 from embedder_helpers.result import Result
 
 # The table that the original study published (Gemma 2B and RoBERTa-base; one run each).
-ORIGINAL = PACKAGE / "reference" / "original_study.csv"
-if not ORIGINAL.is_file():  # in a clone
-    ORIGINAL = PACKAGE.parent / "results" / "reference" / "original_study.csv"
+ORIGINAL = carried("reference", "results/reference") / "original_study.csv"
 STYLES = ("-", "--", "-.", ":")
 METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
 

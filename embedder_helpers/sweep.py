@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # brings in Keras, seconds that a mistake should not wait for
 # What an experiment takes beside its passes, in operations that would take as long on a CPU.
 SCORING_WORK = 5e10
 TRAINING_WORK = 1e12  # most of it is spent on building the training graph
+LEFT = "left, as the time was too short (HOURS, or --hours)"
 
 
 def load_sweep(
@@ -149,38 +150,44 @@ def _run_all(plans: Sequence[Plan], todo: Sequence[Plan], until: float) -> dict[
     """Runs what is to do, wave by wave; gives the reasons of those that failed or were left."""
     from embedder_helpers.waves import plan_waves
 
-    failed: dict[str, str] = {}
+    unfinished: dict[str, str] = {}
     waves = plan_waves(plans, {one.path for one in todo})
     for wave in waves:
         if wave.wanted:
             print(wave.describe())
     walks = [_walk_work(wave) for wave in waves]
     work = sum(walks) + sum(_plan_work(one) for wave in waves for one in wave.plans)
-    left: dict[str, str] = {}
     with platform.whole_progress(work, "sweep") as bar:
         for wave, walk in zip(waves, walks, strict=True):
-            walked = _in_time(bar, walk, until)
-            if walked:
-                _fill(wave, walk, bar)
-            for one in wave.plans:
-                if not walked or not _in_time(bar, _plan_work(one), until):
-                    left[one.path.stem] = "left, as the time was too short (HOURS, or --hours)"
-                    continue
-                platform.say(one.path.stem)
-                before = bar.n
-                try:
-                    _run_one(one, wave.store)
-                    bar.update(max(0, before + _plan_work(one) - bar.n))
-                except Exception as error:
-                    failed[one.path.stem] = _tell(error, one)
-                    bar.total -= max(0, before + _plan_work(one) - bar.n)
-    if left:
+            unfinished |= _run_wave(wave, walk, bar, until)
+    if left := list(unfinished.values()).count(LEFT):
         print(
-            f"stopped in time, with {len(left)} experiments to go: run this again, and what is "
+            f"stopped in time, with {left} experiments to go: run this again, and what is "
             "finished is read. On Kaggle save a version, then add its output to the next session "
             "(Add Input, Your Work)."
         )
-    return failed | left
+    return unfinished
+
+
+def _run_wave(wave: "Wave", walk: float, bar: Any, until: float) -> dict[str, str]:
+    """Walks Gemma, then runs the wave's plans; gives the reasons of those not finished."""
+    unfinished: dict[str, str] = {}
+    walked = _in_time(bar, walk, until)
+    if walked:
+        _fill(wave, walk, bar)
+    for one in wave.plans:
+        work, before = _plan_work(one), bar.n
+        if not walked or not _in_time(bar, work, until):
+            unfinished[one.path.stem] = LEFT
+            continue
+        platform.say(one.path.stem)
+        try:
+            _run_one(one, wave.store)
+            bar.update(max(0, before + work - bar.n))
+        except Exception as error:
+            unfinished[one.path.stem] = _tell(error, one)
+            bar.total -= max(0, before + work - bar.n)
+    return unfinished
 
 
 def _in_time(bar: Any, work: float, until: float) -> bool:

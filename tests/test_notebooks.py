@@ -37,6 +37,13 @@ def execute(tmp_path, notebook=NOTEBOOKS[0], **parameters):
     return executed
 
 
+def execute_small(tmp_path, notebook, config):
+    """Executes a notebook of many experiments on a config of its own."""
+    (tmp_path / "small.yaml").write_text(config)
+    states = str(tmp_path / "states")
+    return execute(tmp_path, notebook, CONFIG=str(tmp_path / "small.yaml"), STATES_DIR=states)
+
+
 @pytest.mark.notebook
 def test_train_and_score_runs_on_the_built_in_default(tmp_path):
     overrides = {"epochs": 1, "states_dir": str(tmp_path / "states")}
@@ -71,10 +78,7 @@ experiments:
 
 @pytest.mark.notebook
 def test_the_layer_sweep_leaves_its_table_and_curves(tmp_path):
-    config = tmp_path / "small.yaml"
-    config.write_text(SWEEP)
-    states = str(tmp_path / "states")
-    executed = execute(tmp_path, NOTEBOOKS[1], CONFIG=str(config), STATES_DIR=states)
+    executed = execute_small(tmp_path, NOTEBOOKS[1], SWEEP)
     printed = "".join(one.text for one in outputs(executed) if one.output_type == "stream")
     assert "3 cutoffs (1 … 3)" in printed and "GB of states" in printed
     assert "| Gemma only [1-3]        | -16          |" in printed
@@ -99,10 +103,7 @@ experiments:
 
 @pytest.mark.notebook
 def test_the_ablation_tells_what_each_step_gained(tmp_path):
-    config = tmp_path / "small.yaml"
-    config.write_text(ABLATION)
-    states = str(tmp_path / "states")
-    execute(tmp_path, NOTEBOOKS[2], CONFIG=str(config), STATES_DIR=states)
+    execute_small(tmp_path, NOTEBOOKS[2], ABLATION)
     table = (tmp_path / "out" / "steps.md").read_text()
     (step,) = [line for line in table.splitlines() if "projection_start ridge" in line]
     assert re.search(r"[+-]\d\.\d{3} \[[+-]\d", step)
