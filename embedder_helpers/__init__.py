@@ -16,5 +16,6 @@ __version__ = "0.3.0"
 # TensorFlow is Keras's default; a user's own choice stands. Its start-up lines say nothing of use.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of every length bucket
+# It warns of every length bucket. A filter, since in a notebook TensorFlow sets the level itself.
+logging.getLogger("tensorflow").addFilter(lambda record: record.levelno >= logging.ERROR)
 warnings.filterwarnings("ignore", message="IProgress not found")  # plain bars are meant

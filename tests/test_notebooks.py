@@ -51,6 +51,7 @@ def test_train_and_score_runs_on_the_built_in_default(tmp_path):
     printed = "".join(one.text for one in outputs(executed) if one.output_type == "stream")
     assert "| hybrid [1-4]     | 4      | -15          |" in printed
     assert "the machinery, not the method" in printed
+    assert "WARNING:tensorflow" not in printed
     images = [one for one in outputs(executed) if "image/png" in one.get("data", {})]
     assert len(images) == 1
     results = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
