@@ -136,8 +136,8 @@ _whole: tqdm | None = None
 def whole_progress(work: float, what: str) -> Iterator[tqdm]:
     """One bar with the time left for all the work in it, in operations."""
     global _whole
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
-    with tqdm(total=work, desc=what, file=sys.stdout, mininterval=2, bar_format=form) as _whole:
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone{left}"
+    with _Whole(total=work, desc=what, file=sys.stdout, mininterval=2, bar_format=form) as _whole:
         try:
             yield _whole
         finally:
@@ -158,6 +158,19 @@ def progress(total: int, what: str, unit: str = "text", *, work: float = 0.0) ->
         total=total, desc=what, unit=unit, file=sys.stdout, delay=2, mininterval=2, leave=False
     ) as bar:
         yield bar
+
+
+class _Whole(tqdm):
+    """A bar that tells the time left once there is a pace to reckon it by."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What the bar's format can name, `left` added."""
+        found = super().format_dict
+        done, total, elapsed = found["n"], found["total"], found["elapsed"]
+        seconds = elapsed * (total - done) / done if total and done > 0.02 * total else None
+        left = "" if seconds is None else f", {self.format_interval(seconds)} left"
+        return found | {"left": left}
 
 
 class _Part:

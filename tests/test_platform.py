@@ -116,6 +116,15 @@ def test_a_part_moves_the_bar_of_the_whole_run_by_its_share():
         assert bar.n == pytest.approx(20)
 
 
+def test_the_time_left_is_told_once_there_is_a_pace():
+    with platform.whole_progress(100, "sweep") as bar:
+        bar.start_t -= 10
+        bar.n = 1
+        assert "gone" in str(bar) and "left" not in str(bar)
+        bar.n = 50
+        assert "50%" in str(bar) and "00:10 gone, 00:10 left" in str(bar)
+
+
 def test_parts_of_the_whole_run_follow_one_another():
     with platform.whole_progress(100, "sweep") as bar:
         for work in (20, 30):
