@@ -325,13 +325,15 @@ def test_each_roberta_token_is_placed_at_the_gemma_token_in_which_it_ends(tokeni
     np.testing.assert_array_equal(places.lengths, wanted.lengths)
     for row in range(len(LINES)):
         assert places.text(row)[0] == 0 and (np.diff(places.text(row)) >= 0).all()
+        so_far = ""
         for i, place in enumerate(places.text(row)[1:-1], 1):
             spelled = letters(roberta, wanted.text(row)[1 : i + 1].tolist())
             through = letters(gemma, ids.text(row)[1 : place + 1].tolist())
             before = letters(gemma, ids.text(row)[1:place].tolist())
             assert through.startswith(spelled)
-            if "\ufffd" not in roberta.detokenize(wanted.text(row)[1 : i + 1].tolist()):
-                assert len(before) < len(spelled) or not spelled
+            if spelled != so_far:  # else the token ends within a letter, or is white space
+                assert len(before) < len(spelled)
+            so_far = spelled
 
 
 def test_behind_a_cut_the_last_gemma_token_stands(tokenizers):
