@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 from tqdm import tqdm
@@ -43,7 +43,7 @@ def devices() -> list[str]:
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
+        gpus = tf.config.get_visible_devices("GPU")
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         names = [detail.get("device_name", "GPU") for detail in details]
     elif keras.config.backend() == "torch":
@@ -99,6 +99,34 @@ def _free(folder: Path) -> str:
     return f"{psutil.disk_usage(str(there)).free / 1e9:.0f}"
 
 
+def gpus() -> list[str]:
+    """The GPUs that processes of their own can be given, as `CUDA_VISIBLE_DEVICES` names them.
+
+    None with a backend other than TensorFlow, which would take the memory of all of them.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        return []
+    import tensorflow as tf
+
+    found = [str(place) for place in range(len(tf.config.list_physical_devices("GPU")))]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[: len(found)] if named else found
+
+
+def keep_to_first_gpu() -> bool:
+    """Leaves the other GPUs to other processes; False if this one has taken them already."""
+    import tensorflow as tf
+
+    try:
+        tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
+    except RuntimeError:
+        say("one GPU is used: the other is taken by this notebook; restart it to use both")
+        return False
+    return True
+
+
 def on_cpu() -> bool:
     """Whether Keras computes on a CPU."""
     return devices()[0].startswith("CPU")
@@ -115,7 +143,7 @@ def training_dtype() -> str:
         return "float32"
     import tensorflow as tf
 
-    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
     fast = all(detail.get("compute_capability", (0, 0)) >= (7, 0) for detail in details)
     return "mixed_float16" if fast else "float32"
 
@@ -130,6 +158,8 @@ def forward_work(tokens: int, blocks: int, width: int) -> float:
 
 # The bar of the whole run while there is one; parts of the run move it instead of their own.
 _whole: tqdm | None = None
+# Where bars are drawn; None: on standard output.
+bars: TextIO | None = None
 
 
 @contextlib.contextmanager
@@ -137,7 +167,8 @@ def whole_progress(work: float, what: str) -> Iterator[tqdm]:
     """One bar with the time left for all the work in it, in operations."""
     global _whole
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone{left}"
-    with _Whole(total=work, desc=what, file=sys.stdout, mininterval=2, bar_format=form) as _whole:
+    file = bars or sys.stdout
+    with _Whole(total=work, desc=what, file=file, mininterval=2, bar_format=form) as _whole:
         try:
             yield _whole
         finally:
@@ -154,8 +185,9 @@ def progress(total: int, what: str, unit: str = "text", *, work: float = 0.0) ->
     if _whole is not None:
         yield _Part(_whole, work / max(total, 1))
         return
+    file = bars or sys.stdout
     with tqdm(
-        total=total, desc=what, unit=unit, file=sys.stdout, delay=2, mininterval=2, leave=False
+        total=total, desc=what, unit=unit, file=file, delay=2, mininterval=2, leave=False
     ) as bar:
         yield bar
 

@@ -24,6 +24,7 @@ from embedder_helpers import platform
 from embedder_helpers.config import InputError
 from embedder_helpers.gemma import Depth, Gemma
 from embedder_helpers.presets import Preset
+from embedder_helpers.shares import Share
 from embedder_helpers.tokens import Ragged, Stacked, stacked
 
 RECORD = np.dtype(
@@ -176,7 +177,13 @@ class Store:
             )
         return found
 
-    def fill(self, gemma: Gemma, ids: Ragged, wanted: Mapping[Depth, np.ndarray]) -> None:
+    def fill(
+        self,
+        gemma: Gemma,
+        ids: Ragged,
+        wanted: Mapping[Depth, np.ndarray],
+        share: Share = Share(),  # noqa: B008, it is frozen
+    ) -> None:
         """Computes the states that are missing; each text passes through the blocks once.
 
         Every batch is kept as soon as it is computed, so a walk that was killed goes on with the
@@ -186,6 +193,7 @@ class Store:
             gemma: the model.
             ids: texts.
             wanted: for each depth, `(texts,)` whether a text is wanted there.
+            share: this process's, where several fill the same states.
 
         Raises:
             InputError: they do not fit; a state is not finite.
@@ -195,28 +203,39 @@ class Store:
         if not self.missing(gemma.preset, keys, wanted):
             return  # whatever another process is computing meanwhile
         try:
-            with self._locked(gemma.preset):
-                self._fill(gemma, ids, keys, wanted)
+            for name, texts in share.texts(ids.lengths):
+                with self._locked(gemma.preset, name):
+                    self._fill(gemma, ids, keys, wanted, texts)
         finally:
             gemma.unload()
 
     def _fill(
-        self, gemma: Gemma, ids: Ragged, keys: list[bytes], wanted: Mapping[Depth, np.ndarray]
+        self,
+        gemma: Gemma,
+        ids: Ragged,
+        keys: list[bytes],
+        wanted: Mapping[Depth, np.ndarray],
+        texts: np.ndarray,
     ) -> None:
+        """Walks those of the texts, a mask, that are missing."""
         files = {depth: self.file(gemma.preset, depth) for depth in wanted}
         missing = self.missing(gemma.preset, keys, wanted)
-        if not missing:
+        here = {depth: mask & texts for depth, mask in missing.items()}
+        if not np.any(list(here.values())):
             return
         start = self._start(gemma.preset, keys, missing)
         used = {depth: {keys[row] for row in np.flatnonzero(wanted[depth])} for depth in files}
         if start:
             used[Depth(start[0], "none")] = set(keys)
-        self._make_room(gemma.preset, self.bytes_of(gemma.preset, ids, missing), used)
-        for rows, depths in sorted(_alike(missing), key=lambda group: -group[1][-1].cutoff):
+        with self._locked(gemma.preset, "writing"):
+            # Room for the other processes' shares too, which are in use like this one's.
+            self._make_room(gemma.preset, self.bytes_of(gemma.preset, ids, missing), used)
+        for rows, depths in sorted(_alike(here), key=lambda group: -group[1][-1].cutoff):
             begin = (start[0], start[1].select(rows)) if start else None
             for depth, found, values in gemma.walk(ids.select(rows), depths, begin):
-                texts = rows[found]
-                files[depth].append([keys[text] for text in texts], ids.lengths[texts], values)
+                done = rows[found]
+                with self._locked(gemma.preset, "writing"):
+                    files[depth].append([keys[row] for row in done], ids.lengths[done], values)
 
     def missing(
         self, preset: Preset, keys: Sequence[bytes], wanted: Mapping[Depth, np.ndarray]
@@ -317,15 +336,19 @@ class Store:
         return sum(map(_bytes, self._paths()))
 
     @contextlib.contextmanager
-    def _locked(self, preset: Preset) -> Iterator[None]:
-        """One process at a time computes a model's states; the next one finds them there."""
+    def _locked(self, preset: Preset, name: str) -> Iterator[None]:
+        """One process at a time computes a share of a model's states, or writes some.
+
+        The next one finds them there.
+        """
         folder = self.file(preset, Depth(1, "none")).path.parent
         folder.mkdir(exist_ok=True)
-        lock = filelock.FileLock(folder / "lock")
+        lock = filelock.FileLock(folder / name)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            platform.say(f"states: waiting for another process that computes them in {folder}")
+            if name != "writing":
+                platform.say(f"states: waiting for another process that computes them in {folder}")
             lock.acquire()
         try:
             yield

@@ -26,6 +26,7 @@ from embedder_helpers.config import (
 from embedder_helpers.plan import Plan, plan
 from embedder_helpers.result import Result, read_result, write_result
 from embedder_helpers.run import run
+from embedder_helpers.shares import Share, shared
 from embedder_helpers.tasks import Task
 
 if TYPE_CHECKING:  # brings in Keras, seconds that a mistake should not wait for
@@ -126,12 +127,36 @@ def sweep(
         f"{one.task.name}: {note}" for one in todo for note in one.task.notes
     ):
         print(f"  note: {note}")
-    failed = _run_all(plans, todo, until) if todo else {}
+    unfinished: dict[str, str] = {}
+    if todo:
+        with shared(experiments, folder, until, len(todo)) as share:
+            unfinished = _run_all(plans, todo, until, share)
     report.write_csv(folder)
-    results = [result for one in plans if (result := read_result(one.path))]
+    found = {one.path.stem: read_result(one.path) for one in plans}
+    results = [result for result in found.values() if result]
+    failed = {name: reason for name, reason in unfinished.items() if not found[name]}
+    if left := list(failed.values()).count(LEFT):
+        print(
+            f"stopped in time, with {left} experiments to go: run this again, and what is "
+            "finished is read. On Kaggle save a version, then add its output to the next session "
+            "(Add Input, Your Work)."
+        )
     if failed and not results:
         raise InputError(next(iter(failed.values())))
     return Swept(results, failed)
+
+
+def run_share(experiments: Sequence[Experiment], folder: Path, until: float, share: Share) -> None:
+    """What another process does of a sweep that this process was started for.
+
+    Args:
+        experiments: of the sweep.
+        folder: for the results.
+        until: when to have finished, in seconds since 1970.
+        share: of this process.
+    """
+    plans = _plans(experiments, folder)
+    _run_all(plans, [one for one in plans if read_result(one.path) is None], until, share)
 
 
 def _plans(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
@@ -146,48 +171,44 @@ def _plans(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
     return list(plans.values())
 
 
-def _run_all(plans: Sequence[Plan], todo: Sequence[Plan], until: float) -> dict[str, str]:
+def _run_all(
+    plans: Sequence[Plan], todo: Sequence[Plan], until: float, share: Share
+) -> dict[str, str]:
     """Runs what is to do, wave by wave; gives the reasons of those that failed or were left."""
     from embedder_helpers.waves import plan_waves
 
-    unfinished: dict[str, str] = {}
+    left: dict[str, str] = {}
     waves = plan_waves(plans, {one.path for one in todo})
     for wave in waves:
-        if wave.wanted:
+        if wave.wanted and share.number == 0:
             print(wave.describe())
-    walks = [_walk_work(wave) for wave in waves]
-    work = sum(walks) + sum(_plan_work(one) for wave in waves for one in wave.plans)
-    with platform.whole_progress(work, "sweep") as bar:
+    walks = [_walk_work(wave) / share.count for wave in waves]
+    work = sum(_plan_work(one) for wave in waves for one in wave.plans) / share.count
+    with platform.whole_progress(sum(walks) + work, "sweep") as bar:
         for wave, walk in zip(waves, walks, strict=True):
-            unfinished |= _run_wave(wave, walk, bar, until)
-    if left := list(unfinished.values()).count(LEFT):
-        print(
-            f"stopped in time, with {left} experiments to go: run this again, and what is "
-            "finished is read. On Kaggle save a version, then add its output to the next session "
-            "(Add Input, Your Work)."
-        )
-    return unfinished
+            left |= dict.fromkeys(_run_wave(wave, walk, bar, until, share), LEFT)
+    return share.failures | left
 
 
-def _run_wave(wave: "Wave", walk: float, bar: Any, until: float) -> dict[str, str]:
-    """Walks Gemma, then runs the wave's plans; gives the reasons of those not finished."""
-    unfinished: dict[str, str] = {}
+def _run_wave(wave: "Wave", walk: float, bar: Any, until: float, share: Share) -> list[str]:
+    """Walks Gemma, then runs the wave's plans; gives the names of those left for want of time."""
+    left: list[str] = []
     walked = _in_time(bar, walk, until)
     if walked:
-        _fill(wave, walk, bar)
-    for one in wave.plans:
+        _fill(wave, walk, bar, share)
+    for one in share.take(wave.plans):
         work, before = _plan_work(one), bar.n
         if not walked or not _in_time(bar, work, until):
-            unfinished[one.path.stem] = LEFT
+            left.append(one.path.stem)
             continue
         platform.say(one.path.stem)
         try:
             _run_one(one, wave.store)
             bar.update(max(0, before + work - bar.n))
         except Exception as error:
-            unfinished[one.path.stem] = _tell(error, one)
+            share.fail(one.path.stem, _tell(error, one))
             bar.total -= max(0, before + work - bar.n)
-    return unfinished
+    return left
 
 
 def _in_time(bar: Any, work: float, until: float) -> bool:
@@ -196,14 +217,14 @@ def _in_time(bar: Any, work: float, until: float) -> bool:
     return session.has_time(until, pace * work)
 
 
-def _fill(wave: "Wave", work: float, bar: Any) -> None:
+def _fill(wave: "Wave", work: float, bar: Any, share: Share) -> None:
     """Walks Gemma; what it did not take of its work goes off the bar, so the time left is true.
 
     If the walk fails, the experiments that need what it did not give tell why.
     """
     before = bar.n
     try:
-        wave.fill()
+        wave.fill(share)
     except Exception as error:
         platform.say(f"the walk through Gemma ended early: {_reason(error)}")
     bar.total -= max(0, before + work - bar.n)

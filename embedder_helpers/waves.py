@@ -15,6 +15,7 @@ import numpy as np
 from embedder_helpers import platform
 from embedder_helpers.gemma import Depth, Gemma, depths
 from embedder_helpers.plan import Plan
+from embedder_helpers.shares import Share
 from embedder_helpers.states import Store, text_keys
 from embedder_helpers.tokens import Ragged
 
@@ -37,10 +38,10 @@ class Wave:
     ids: Ragged | None = None
     wanted: dict[Depth, np.ndarray] = field(default_factory=dict)
 
-    def fill(self) -> None:
-        """Walks Gemma through what is missing."""
+    def fill(self, share: Share) -> None:
+        """Walks Gemma through what is missing, this process's share first."""
         if self.wanted:
-            self.store.fill(self.gemma, self.ids, self.wanted)
+            self.store.fill(self.gemma, self.ids, self.wanted, share)
 
     def missing(self) -> dict[Depth, np.ndarray]:
         """What is wanted and not there yet; empty if all is there."""
