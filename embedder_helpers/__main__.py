@@ -48,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="print the table of a folder's results; draw them")
     table.add_argument("folder", metavar="DIR")
     table.set_defaults(command=_table)
+    document = commands.add_parser(
+        "report", help="write results as a report, beside the leaderboard: Markdown, HTML, CSV"
+    )
+    document.add_argument("folder", metavar="DIR", help="of results, or of folders of results")
+    document.set_defaults(command=_report)
     states = commands.add_parser("states", help="list Gemma's states on disk, or delete them")
     states.add_argument("--dir", metavar="DIR", help="the states_dir (the default one)")
     states.add_argument(
@@ -117,6 +122,15 @@ def _table(options: argparse.Namespace) -> int:
     from embedder_helpers.summary import summarise
 
     summarise(load_results(options.folder), options.folder)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from embedder_helpers.document import sections, write_document
+    from embedder_helpers.report import load_results
+
+    for path in write_document(sections(load_results(options.folder)), options.folder):
+        print(path)
     return 0
 
 

@@ -10,12 +10,11 @@ import pandas as pd
 
 from embedder_helpers.ablation import steps
 from embedder_helpers.comparison import COLUMNS, groups, mean, scores
-from embedder_helpers.config import carried
+from embedder_helpers.leaderboard import leaderboard, original_study, ours
 from embedder_helpers.report import KIND_NAMES, apart, long_table, of_validation, told
 from embedder_helpers.result import Result
 
-# The table that the original study published (Gemma 2B and RoBERTa-base; one run each).
-ORIGINAL = carried("reference", "results/reference") / "original_study.csv"
+COLORS = {"hybrid": "#c50", "gemma_only": "#136", "roberta_only": "#383"}
 STYLES = ("-", "--", "-.", ":")
 METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
 
@@ -41,8 +40,9 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> An
     frame["told"] = [", ".join(told(result, keys)) for result in results]
     tasks = sorted(frame["task"].unique())
     figure, panels = _panels(tasks, [3.6] * len(tasks), sharex=True)
-    test_scores = ORIGINAL.exists() and not any(map(of_validation, results))
-    published = pd.read_csv(ORIGINAL) if test_scores else frame.iloc[:0]
+    published = original_study()
+    if any(map(of_validation, results)):
+        published = published.iloc[:0]
     for task, row in zip(tasks, panels, strict=True):
         for metric, panel in zip(METRICS, row, strict=True):
             _curves(panel, frame[frame["task"] == task], metric)
@@ -56,7 +56,8 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> An
 
 def _curves(panel: Any, frame: pd.DataFrame, metric: str) -> None:
     """Our scores of one task: a line over cutoffs for each kind, a level for RoBERTa alone."""
-    for kind, color in (("hybrid", "#c50"), ("gemma_only", "#136")):
+    for kind in ("hybrid", "gemma_only"):
+        color = COLORS[kind]
         single = frame[(frame["kind"] == kind) & frame["llm_layers"].str.fullmatch(r"\d+")]
         for (setting, group), style in zip(single.groupby("told"), itertools.cycle(STYLES)):
             scores = group.groupby(group["llm_layers"].astype(int))[metric]
@@ -68,7 +69,12 @@ def _curves(panel: Any, frame: pd.DataFrame, metric: str) -> None:
     for (trained, setting), group in roberta.groupby(["trained", "told"]):
         words = ["RoBERTa only", "" if trained else "untrained", setting]
         label = ", ".join(filter(None, words))
-        panel.axhline(group[metric].mean(), color="#383", ls="-" if trained else "--", label=label)
+        panel.axhline(
+            group[metric].mean(),
+            color=COLORS["roberta_only"],
+            ls="-" if trained else "--",
+            label=label,
+        )
     floor = "floor_accuracy" if metric == "accuracy" else "floor_f1"
     panel.axhline(frame[floor].iloc[0], color="#777", ls=":", label="floor: the commonest label")
 
@@ -99,6 +105,46 @@ def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
     for (task, name), group in groups(results).items():
         by_task.setdefault(task, {})[name] = group
     return _plot(by_task, path)
+
+
+def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) -> Any:
+    """Accuracy and F1 against parameters: the leaderboard's models, and ours by their names.
+
+    Args:
+        results: of any tasks; each task that the leaderboard has is a row of panels.
+        path: where to save the figure, if anywhere.
+
+    Returns:
+        The matplotlib figure; None where no result has a place.
+    """
+    board, own = leaderboard(), ours(results)
+    tasks = sorted(set(own["task"]) & set(board["task"])) if len(own) else []
+    if not tasks:
+        return None
+    figure, panels = _panels(tasks, [3.6] * len(tasks), sharex=True)
+    for task, row in zip(tasks, panels, strict=True):
+        for metric, panel in zip(METRICS, row, strict=True):
+            _models(panel, board[board["task"] == task], metric)
+            for kind, color in COLORS.items():
+                some = own[(own["task"] == task) & (own["kind"] == kind)].dropna()
+                label = f"ours: {KIND_NAMES[kind]}"
+                panel.plot(some["parameters"], some[metric], "D", ms=7, color=color, label=label)
+            panel.set_xscale("log")
+            panel.grid(alpha=0.3)
+    for panel in panels[-1]:
+        panel.set_xlabel("parameters")
+    return _finished(figure, panels, path)
+
+
+def _models(panel: Any, board: pd.DataFrame, metric: str) -> None:
+    """The leaderboard's models of one task, by whether they were trained on it."""
+    for trained, mark, color, label in (
+        ("yes", "o", "#555", "leaderboard: trained on the task"),
+        ("unknown", ".", "#999", "leaderboard: not known"),
+        ("no", "x", "#bbb", "leaderboard: not trained on it"),
+    ):
+        some = board[board["trained_on_task"] == trained].dropna(subset=["parameters", metric])
+        panel.plot(some["parameters"], some[metric], mark, ms=5, color=color, label=label)
 
 
 def plot_steps(results: Sequence[Result], path: str | Path | None = None) -> Any:

@@ -146,6 +146,8 @@ def as_markdown(frame: pd.DataFrame) -> str:
 def _cell(name: str, value: Any) -> str:
     if value is None or value != value:
         return "-"
+    if name == "parameters":
+        return f"{value / 1e6:.1f} M"
     if isinstance(value, float):
         return f"{value:.0f}" if name == "seconds" else f"{value:.3f}"
     return str(value)
@@ -157,8 +159,8 @@ def notes(results: Sequence[Result]) -> list[str]:
     used = {result.experiment[key] for result in results for key in result.inputs if key != "task"}
     if used & set(presets.BUILTIN):
         found.append(
-            "The built-in tiny models have random weights and have read nothing: "
-            "these figures show the machinery, not the method."
+            "The built-in models are tiny and have read four million words: these figures show how "
+            "the method behaves, not how good it is."
         )
     found.append(
         "accuracy and F1 (macro): mean of 10 logistic regressions on small draws of train, as MTEB "
@@ -265,6 +267,15 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
     return frame if (frame["seeds"] > 1).any() else frame.drop(columns="seeds")
 
 
+def has_curve(results: Sequence[Result]) -> bool:
+    """Whether the results of some task have three cutoffs at least."""
+    found: dict[str, set] = {}
+    for result in results:
+        if result.cutoffs:
+            found.setdefault(result.task["name"], set()).add(tuple(result.cutoffs))
+    return any(len(cutoffs) > 2 for cutoffs in found.values())
+
+
 def apart(results: Sequence[Result]) -> list[str]:
     """Keys, beside seed and task, that tell results of one embedder and task apart."""
     return [key for key in _differing(results) if key not in ("seed", "task")]
@@ -281,7 +292,9 @@ def _from_the_top(result: Result) -> tuple:
 
 
 def load_results(folder: str | Path) -> list[Result]:
-    """The results in a folder, by task, kind and cutoff: RoBERTa alone, Gemma alone, hybrids.
+    """The results in a folder, or else below it, each once.
+
+    They come by task, kind and cutoff: RoBERTa alone, Gemma alone, hybrids.
 
     Raises:
         InputError: it holds none.
@@ -292,10 +305,11 @@ def load_results(folder: str | Path) -> list[Result]:
 
 
 def _results(folder: str | Path) -> list[Result]:
-    results = [
-        result for path in sorted(Path(folder).glob("*.json")) if (result := read_result(path))
-    ]
-    return sorted(results, key=_place)
+    for pattern in ("*.json", "*/**/*.json"):
+        paths = {path.name: path for path in sorted(Path(folder).glob(pattern))}
+        if results := [result for path in paths.values() if (result := read_result(path))]:
+            return sorted(results, key=_place)
+    return []
 
 
 def _place(result: Result) -> tuple:

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embedder_helpers import comparison, figures
-from embedder_helpers.report import FIGURE, LAYERS, TABLE, as_markdown, as_text, layer_table
+from embedder_helpers.report import (
+    FIGURE,
+    LAYERS,
+    TABLE,
+    as_markdown,
+    as_text,
+    has_curve,
+    layer_table,
+)
 from embedder_helpers.result import Result
 
 
@@ -19,19 +27,10 @@ def summarise(results: Sequence[Result], out: str | Path) -> None:
     files = [folder / TABLE, folder / FIGURE]
     figures.plot(results, folder / FIGURE)
     (folder / LAYERS).unlink(missing_ok=True)  # of other results
-    if _has_curve(results):
+    if has_curve(results):
         text = as_markdown(layer_table(results)) + "\n" + text
         figures.plot_layers(results, folder / LAYERS)
         files.append(folder / LAYERS)
     print(text)
     (folder / TABLE).write_text(text, encoding="utf-8")
     print("table and figures: " + ", ".join(map(str, files)))
-
-
-def _has_curve(results: Sequence[Result]) -> bool:
-    """Whether the results of some task have three cutoffs at least."""
-    found: dict[str, set] = {}
-    for result in results:
-        if result.cutoffs:
-            found.setdefault(result.task["name"], set()).add(tuple(result.cutoffs))
-    return any(len(cutoffs) > 2 for cutoffs in found.values())

@@ -1,9 +1,9 @@
 import numpy as np
-import pandas as pd
 import pytest
 from made_results import EMOTION, TRAINED, result
 
 from embedder_helpers import figures
+from embedder_helpers.leaderboard import original_study
 
 
 def test_the_figure_shows_every_embedder_and_the_floor(tmp_path):
@@ -72,7 +72,7 @@ def test_roberta_alone_and_the_floor_are_levels():
 @pytest.mark.parametrize("task", [EMOTION, "AmazonCounterfactualClassification"])
 def test_the_original_studys_curve_stands_beside_ours_on_its_tasks(task):
     panels = figures.plot_layers([result(task=task)]).axes
-    rows = pd.read_csv(figures.ORIGINAL).query("task == @task")
+    rows = original_study().query("task == @task")
     hybrid = rows[rows["kind"] == "hybrid"]
     assert len(hybrid) > 2
     for panel, metric in zip(panels, ("accuracy", "f1"), strict=True):

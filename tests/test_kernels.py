@@ -15,8 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
 
 import kernels  # noqa: E402
+from made_results import EMOTION, TRAINED, result  # noqa: E402
+
+from embedder_helpers.result import write_result  # noqa: E402
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+COMPARE = "03_compare"
 TOKEN = "hf_ThisIsASecret"
 
 
@@ -164,7 +168,7 @@ def execute(kaggle, name, **parameters):
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != COMPARE])
 def test_a_notebook_runs_in_a_kaggle_session_from_the_attached_wheel(kaggle, name, tmp_path):
     parameters = {"OVERRIDES": {"epochs": 1, "max_train_texts": 32, "llm_layers": 1}}
     if name != NOTEBOOKS[0]:
@@ -178,6 +182,18 @@ def test_a_notebook_runs_in_a_kaggle_session_from_the_attached_wheel(kaggle, nam
     results = list(kaggle.glob("working/results/*/*.json"))
     assert len(results) == 3
     assert list(kaggle.glob("temp/states/*"))
+
+
+@pytest.mark.notebook
+def test_results_among_the_inputs_are_compared_in_a_kaggle_session(kaggle):
+    kept = kaggle / "input" / "our-results"
+    kept.mkdir()
+    try:
+        write_result(result("roberta_only", (), task=EMOTION, history=TRAINED), kept / "one.json")
+        text = execute(kaggle, COMPARE, FOLDER=str(kept))
+    finally:
+        shutil.rmtree(kept)
+    assert "1 results in" in text and "of 88" in text
 
 
 @pytest.mark.notebook

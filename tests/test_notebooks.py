@@ -5,6 +5,9 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from made_results import EMOTION, TRAINED, result
+
+from embedder_helpers.result import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -50,7 +53,7 @@ def test_train_and_score_runs_on_the_built_in_default(tmp_path):
     executed = execute(tmp_path, LLM_LAYERS=-15, OVERRIDES=overrides)
     printed = "".join(one.text for one in outputs(executed) if one.output_type == "stream")
     assert "| hybrid [1-4]     | 4      | -15          |" in printed
-    assert "the machinery, not the method" in printed
+    assert "not how good it is" in printed
     assert "WARNING:tensorflow" not in printed
     images = [one for one in outputs(executed) if "image/png" in one.get("data", {})]
     assert len(images) == 1
@@ -92,6 +95,23 @@ def test_the_layer_sweep_leaves_its_table_and_curves(tmp_path):
     }
 
 
+@pytest.mark.notebook
+def test_the_comparison_reads_as_a_report_and_keeps_it(tmp_path):
+    for kind, cutoffs in (("hybrid", (2,)), ("gemma_only", (2,)), ("roberta_only", ())):
+        for task in ("weather", EMOTION):
+            one = result(kind, cutoffs, task=task, history=TRAINED)
+            (tmp_path / "mine").mkdir(exist_ok=True)
+            write_result(one, tmp_path / "mine" / f"{task}-{kind}.json")
+    executed = tmp_path / "executed.ipynb"
+    papermill.execute_notebook(
+        NOTEBOOKS[2], executed, {"FOLDER": str(tmp_path)}, progress_bar=False, cwd=ROOT
+    )
+    shown = json.dumps(outputs(executed))
+    assert "The place on MTEB's leaderboard" in shown and "of 88" in shown
+    assert "Beside the original study" in shown
+    assert (tmp_path / "report" / "report.html").exists()
+
+
 ABLATION = """
 epochs: 1
 max_train_texts: 32
@@ -104,7 +124,7 @@ experiments:
 
 @pytest.mark.notebook
 def test_the_ablation_tells_what_each_step_gained(tmp_path):
-    execute_small(tmp_path, NOTEBOOKS[2], ABLATION)
+    execute_small(tmp_path, NOTEBOOKS[3], ABLATION)
     table = (tmp_path / "out" / "steps.md").read_text()
     (step,) = [line for line in table.splitlines() if "projection_start ridge" in line]
     assert re.search(r"[+-]\d\.\d{3} \[[+-]\d", step)
