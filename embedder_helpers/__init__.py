@@ -3,7 +3,8 @@
 The modules stand in the order in which a text travels: config, platform, presets, local,
 tasks, tokens, streaming, gemma, states, pooling, fusion, projection, roberta, embedder, training,
 probe, protocol, result, plan, run, report, intervals, comparison, ablation, figures, summary,
-shares, waves, session, sweep, shapes, estimate, leaderboard, document.
+shares, waves, session, sweep, shapes, estimate, leaderboard, document,
+mteb_files.
 Importing the package imports none of them, so that a mistake in a config is told at once.
 """
 

@@ -53,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     document.add_argument("folder", metavar="DIR", help="of results, or of folders of results")
     document.set_defaults(command=_report)
+    mteb = commands.add_parser(
+        "mteb", help="write results as MTEB keeps its own, readable by mteb.ResultCache"
+    )
+    mteb.add_argument("folder", metavar="DIR", help="of results")
+    mteb.add_argument("--org", required=True, help="before the models' names: a hub's account")
+    mteb.add_argument("--out", required=True, metavar="DIR", help="`results` in an mteb cache")
+    mteb.set_defaults(command=_mteb)
     states = commands.add_parser("states", help="list Gemma's states on disk, or delete them")
     states.add_argument("--dir", metavar="DIR", help="the states_dir (the default one)")
     states.add_argument(
@@ -130,6 +137,15 @@ def _report(options: argparse.Namespace) -> int:
     from embedder_helpers.report import load_results
 
     for path in write_document(sections(load_results(options.folder)), options.folder):
+        print(path)
+    return 0
+
+
+def _mteb(options: argparse.Namespace) -> int:
+    from embedder_helpers.mteb_files import write_mteb
+    from embedder_helpers.report import results_in
+
+    for path in write_mteb(results_in(options.folder), options.out, options.org):
         print(path)
     return 0
 

@@ -232,7 +232,8 @@ def _layer_numbers(result: Result) -> list[int]:
 
 def write_csv(folder: str | Path) -> None:
     """Writes the long table of all results in a folder; whole or not at all."""
-    if results := _results(folder):
+    if found := _results(folder, "*.json"):
+        results = sorted(found.values(), key=_place)
         part = Path(folder) / f"{CSV}.{os.getpid()}.part"
         long_table(results).to_csv(part, index=False)
         part.replace(Path(folder) / CSV)
@@ -292,24 +293,28 @@ def _from_the_top(result: Result) -> tuple:
 
 
 def load_results(folder: str | Path) -> list[Result]:
-    """The results in a folder, or else below it, each once.
-
-    They come by task, kind and cutoff: RoBERTa alone, Gemma alone, hybrids.
+    """The results of `results_in`, by task, kind and cutoff: RoBERTa alone, Gemma alone, hybrids.
 
     Raises:
-        InputError: it holds none.
+        InputError: there are none.
     """
-    if results := _results(folder):
+    return sorted(results_in(folder).values(), key=_place)
+
+
+def results_in(folder: str | Path) -> dict[str, Result]:
+    """The results in a folder, or else below it, by the names of their files.
+
+    Raises:
+        InputError: there are none.
+    """
+    if results := _results(folder, "*.json") or _results(folder, "*/**/*.json"):
         return results
     raise InputError(f"{folder} holds no results: run an experiment with --out {folder} first")
 
 
-def _results(folder: str | Path) -> list[Result]:
-    for pattern in ("*.json", "*/**/*.json"):
-        paths = {path.name: path for path in sorted(Path(folder).glob(pattern))}
-        if results := [result for path in paths.values() if (result := read_result(path))]:
-            return sorted(results, key=_place)
-    return []
+def _results(folder: str | Path, pattern: str) -> dict[str, Result]:
+    paths = {path.name: path for path in sorted(Path(folder).glob(pattern))}
+    return {name: result for name, path in paths.items() if (result := read_result(path))}
 
 
 def _place(result: Result) -> tuple:

@@ -1,0 +1,82 @@
+import json
+import subprocess
+
+import pytest
+from made_results import EMOTION, TRAINED, result
+
+from embedder_helpers.__main__ import main
+from embedder_helpers.config import InputError
+from embedder_helpers.mteb_files import model_name, write_mteb
+from embedder_helpers.result import write_result
+
+RESULTS = {
+    "EmotionClassification-hybrid-k4-seed33-0123abcd.json": result(
+        "hybrid", (4,), 0.75, EMOTION, TRAINED, slm_preset="some/where/roberta_base_en"
+    ),
+    "EmotionClassification-gemma_only-k4-89ab0123.json": result("gemma_only", (4,), 0.5, EMOTION),
+    "weather-gemma_only-k4-4567cdef.json": result("gemma_only", (4,), 0.5, "weather"),
+}
+
+
+def test_each_result_has_a_folder_of_its_model_and_its_key(tmp_path):
+    files = write_mteb(RESULTS, tmp_path, "me")
+    assert [str(path.relative_to(tmp_path)) for path in files] == [
+        "me__tiny_gemma-k4-roberta_base_en-replace-seed33/0123abcd/EmotionClassification.json",
+        "me__tiny_gemma-k4/89ab0123/EmotionClassification.json",
+    ]
+    assert all((path.parent / "model_meta.json").is_file() for path in files)
+
+
+def test_a_trained_embedder_says_that_it_was_trained_on_the_task(tmp_path):
+    trained, other = (
+        json.loads((path.parent / "model_meta.json").read_text())
+        for path in write_mteb(RESULTS, tmp_path, "me")
+    )
+    assert trained["training_datasets"] == [EMOTION] and other["training_datasets"] == []
+    assert trained["name"] == "me/tiny_gemma-k4-roberta_base_en-replace-seed33"
+
+
+def test_texts_from_files_have_no_revision_to_vouch_for(tmp_path):
+    here = {"a-1.json": result("gemma_only", (4,), 0.5, EMOTION, task_data="data/emotion")}
+    (path,) = write_mteb(here, tmp_path, "me")
+    assert json.loads(path.read_text())["dataset_revision"] == "local"
+
+
+@pytest.mark.parametrize("cutoffs", [(4, 7)])
+def test_a_name_holds_what_a_hub_takes(cutoffs):
+    some = result("gemma_only", cutoffs, llm_layers=cutoffs, llm_preset="hf://google/gemma-2b")
+    assert model_name(some) == "gemma-2b-k4.7"
+
+
+def test_an_impossible_org_and_results_on_other_tasks_alone_are_told(tmp_path):
+    with pytest.raises(InputError, match="--org is 'a/b'"):
+        write_mteb(RESULTS, tmp_path, "a/b")
+    weather = {"weather-1.json": result("gemma_only", (4,), 0.5, "weather")}
+    with pytest.raises(InputError, match="no result is on a task of MTEB's: they are on weather"):
+        write_mteb(weather, tmp_path, "me")
+    assert not list(tmp_path.iterdir())
+
+
+READ = """
+import json, sys
+from mteb.cache import ResultCache
+found = ResultCache(sys.argv[1]).load_results(include_remote=False)
+print(json.dumps([
+    [model.model_name, model.model_revision, task.task_name, task.get_score()]
+    for model in found.model_results for task in model.task_results
+]))
+"""
+
+
+@pytest.mark.real
+def test_mteb_reads_what_was_written(tmp_path, reference_python, capsys):
+    for name, one in RESULTS.items():
+        write_result(one, tmp_path / name)
+    out = tmp_path / "cache" / "results"
+    assert main(["mteb", str(tmp_path), "--org", "me", "--out", str(out)]) == 0
+    command = [reference_python, "-c", READ, str(out.parent)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert sorted(json.loads(told.splitlines()[-1])) == [
+        ["me/tiny_gemma-k4", "89ab0123", EMOTION, 0.5],
+        ["me/tiny_gemma-k4-roberta_base_en-replace-seed33", "0123abcd", EMOTION, 0.75],
+    ]
