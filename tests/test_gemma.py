@@ -7,6 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from keras import ops
 from made_presets import write_gemma
 
 from embedder_helpers import gemma as gemma_module
@@ -47,6 +48,7 @@ def whole_model_states(preset, ids):
     model = keras.Model(backbone.input, outputs)
     rows = [ids.text(row)[None] for row in range(len(ids))]
     texts = [model({"token_ids": row, "padding_mask": np.ones_like(row)}) for row in rows]
+    texts = [map(ops.convert_to_numpy, text) for text in texts]
     return [np.concatenate(states, 1)[0] for states in zip(*texts, strict=True)]
 
 

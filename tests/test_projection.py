@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from keras import ops
 from sklearn.linear_model import Ridge as PeerRidge
 
 from embedder_helpers import projection as projection_module
@@ -128,7 +129,7 @@ def test_a_projection_that_starts_at_zero_gives_zero_and_can_learn(projection, g
     assert not layers.predict_on_batch(states).any()
     layers.compile("sgd", "mse")
     layers.fit(states, np.ones((8, 3, 4)), verbose=0)
-    assert layers.get_layer("projection_linear").kernel.numpy().any()
+    assert layers.get_layer("projection_linear").get_weights()[0].any()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def states(generator):
 
 
 def test_standardised_states_have_mean_0_and_deviation_1_in_every_dimension(states):
-    found = np.array(standard(states)(states.values[None].astype("float32")))[0]
+    found = ops.convert_to_numpy(standard(states)(states.values[None].astype("float32")))[0]
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(found.std(0), 1, atol=1e-3)
 
@@ -175,14 +176,14 @@ def test_standardised_states_have_mean_0_and_deviation_1_in_every_dimension(stat
 def test_the_states_of_each_cutoff_are_standardised_by_their_own_figures(states):
     several = Stacked((states, end_to_end(2 * states.values, states.lengths)))
     given = np.stack([layer.values for layer in several.layers], 1)[None].astype("float32")
-    found = np.array(standard(several)(given))[0]
+    found = ops.convert_to_numpy(standard(several)(given))[0]
     np.testing.assert_allclose(found[:, 0], found[:, 1], atol=1e-3)
     np.testing.assert_allclose(found.std(0), 1, atol=1e-3)
 
 
 def test_a_dimension_that_never_varies_stays_finite(states):
     states.values[:, 2] = 7
-    found = np.array(standard(states)(states.values[None].astype("float32")))
+    found = ops.convert_to_numpy(standard(states)(states.values[None].astype("float32")))
     assert np.isfinite(found).all() and abs(found[..., 2]).max() < 1e-3
 
 
