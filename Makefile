@@ -4,9 +4,11 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = results/quickstart
 NOTEBOOK = notebooks/01_train_and_score.ipynb
+# A file's tests stay in one process, because they share models and results that take long to make.
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format notebooks real bench kaggle badges clean
+.PHONY: help demo test lint format notebooks backend real bench kaggle badges clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,9 +37,8 @@ $(DEMO)/01_train_and_score.ipynb: $(NOTEBOOK) configs/quickstart.yaml embedder_h
 	$(BIN)/python -m papermill $(NOTEBOOK) $(DEMO)/executing.ipynb -p OUT $(DEMO) --no-log-output
 	@mv $(DEMO)/executing.ipynb $@
 
-# A file's tests stay in one process, because they share models and results that take long to make.
 test: $(VENV)/.dev  ## run the tests
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(PYTEST)
 
 lint: $(VENV)/.dev  ## check style
 	$(BIN)/ruff check .
@@ -49,6 +50,13 @@ format: $(VENV)/.dev  ## mend style
 
 notebooks: $(VENV)/.dev  ## execute every notebook, as a test
 	$(BIN)/python -m pytest -m notebook
+
+# Keras takes jax or torch in TensorFlow's place, which stays installed for the tokenizers.
+BACKEND ?= jax
+MODELS_PATH = gemma pooling fusion projection roberta embedder training
+backend: $(VENV)/.dev  ## run the tests of the models' path on another Keras backend: BACKEND=jax or torch
+	$(BIN)/python -m pip install --quiet $(BACKEND)
+	KERAS_BACKEND=$(BACKEND) $(PYTEST) $(MODELS_PATH:%=tests/test_%.py)
 
 # EMBEDDER_PRESETS: a folder with gemma3_270m and roberta_6l_384; EMBEDDER_REFERENCE: one with real
 # data and the official evaluator; EMBEDDER_REFERENCE_PYTHON: requirements-reference.txt installed.

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "report", help="write results as a report, beside the leaderboard: Markdown, HTML, CSV"
     )
     document.add_argument("folder", metavar="DIR", help="of results, or of folders of results")
+    document.add_argument("--out", metavar="DIR", help="where it goes (`report` in the folder)")
     document.set_defaults(command=_report)
     mteb = commands.add_parser(
         "mteb", help="write results as MTEB keeps its own, readable by mteb.ResultCache"
@@ -136,7 +137,8 @@ def _report(options: argparse.Namespace) -> int:
     from embedder_helpers.document import sections, write_document
     from embedder_helpers.report import load_results
 
-    for path in write_document(sections(load_results(options.folder)), options.folder):
+    out = options.out or Path(options.folder) / "report"
+    for path in write_document(sections(load_results(options.folder)), out):
         print(path)
     return 0
 

@@ -383,21 +383,6 @@ def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Exp
         raise InputError(f"{where}: {error}") from None
 
 
-def load_experiment(config: str | Path, **overrides: Any) -> Experiment:
-    """The Experiment of a config file, with single keys overridden.
-
-    Args:
-        config: the path of a YAML file, or the name of one in `configs/` (`"quickstart"`).
-        overrides: keys to set instead of the file's; None keeps the file's.
-
-    Raises:
-        InputError: no such file, not YAML, an unknown key, a value that is not allowed.
-    """
-    path = find_config(config)
-    changed = {name: value for name, value in overrides.items() if value is not None}
-    return make_experiment({**read_config(path), **changed}, where=str(config))
-
-
 def find_config(config: str | Path) -> Path:
     """The file that a path, or a name in `configs/`, stands for."""
     for path in (Path(config), CONFIG_FOLDER / f"{config}.yaml"):

@@ -56,9 +56,10 @@ def sections(results: Sequence[Result]) -> list[Section]:
         Section(
             "leaderboard",
             "The place on MTEB's leaderboard",
-            "The place that each embedder would take by accuracy on the test split, among all "
-            "models and among those that were, or were not, trained on the task as it was "
-            f"(leaderboard figures of {READ}; parameters without the projection's).",
+            "The place that each embedder would take by accuracy on the test split: among all "
+            "models that there are figures of, within its interval, and among those known to be, "
+            f"or not to be, trained on the task as it was ({READ}; some figures are "
+            "self-reported, some since removed; parameters without the projection's).",
             places(results),
             figures.plot_leaderboard(results),
         ),
@@ -91,7 +92,7 @@ def _filled(frame: pd.DataFrame | None) -> bool:
 
 
 def write_document(parts: Sequence[Section], folder: str | Path) -> list[Path]:
-    """Writes `report.md`, `report.html`, and each table and figure, into `folder/report`.
+    """Writes `report.md`, `report.html`, and each table and figure, into a folder.
 
     The page holds its figures in itself, so that it can be sent as it is.
 
@@ -101,7 +102,7 @@ def write_document(parts: Sequence[Section], folder: str | Path) -> list[Path]:
     Raises:
         InputError: the folder cannot be written.
     """
-    folder = platform.writable_folder(Path(folder) / "report")
+    folder = platform.writable_folder(folder)
     files: list[Path] = []
     for part in parts:
         if _filled(part.frame):

@@ -108,7 +108,7 @@ def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
 
 
 def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) -> Any:
-    """Accuracy and F1 against parameters: the leaderboard's models, and ours by their names.
+    """Accuracy and F1 against parameters: the leaderboard's models, and ours by their kind.
 
     Args:
         results: of any tasks; each task that the leaderboard has is a row of panels.
@@ -126,7 +126,8 @@ def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) 
         for metric, panel in zip(METRICS, row, strict=True):
             _models(panel, board[board["task"] == task], metric)
             for kind, color in COLORS.items():
-                some = own[(own["task"] == task) & (own["kind"] == kind)].dropna()
+                some = own[(own["task"] == task) & (own["kind"] == kind)]
+                some = some.dropna(subset="parameters")
                 label = f"ours: {KIND_NAMES[kind]}"
                 panel.plot(some["parameters"], some[metric], "D", ms=7, color=color, label=label)
             panel.set_xscale("log")

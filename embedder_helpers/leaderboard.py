@@ -1,21 +1,23 @@
 """The leaderboard: the place our embedders would take on it, and the original study point by point.
 
-MTEB's leaderboard figures (test split, English) are carried in `results/reference/leaderboard.csv`:
-of 95 models on the original study's two tasks, read in November 2026 from the public results
-repository, `embeddings-benchmark/results` (CC0), at the commit in each row. `trained_on_task` is
-what a model's own metadata say; `unknown` where they say nothing, or where a score far above those
-of like models makes them doubtful.
+Scores of 95 models on the original study's two tasks (test split, English) are carried in
+`results/reference/leaderboard.csv`, read in November 2026 from the public results repository of
+MTEB's leaderboard, `embeddings-benchmark/results` (CC0), at the commit in each row (`~1`: the one
+before, where the file was removed). Some are self-reported. `trained_on_task` is what a model's
+own metadata say; `unknown` where they say nothing, or where a score far above those of like models
+makes them doubtful.
 """
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 from embedder_helpers.comparison import groups, mean
-from embedder_helpers.config import InputError, carried, make_experiment
+from embedder_helpers.config import carried
 from embedder_helpers.report import of_validation
 from embedder_helpers.result import Result
-from embedder_helpers.shapes import shape_of, weights_of
+from embedder_helpers.tasks import MTEB_TASKS
 
 REFERENCE = carried("reference", "results/reference")
 READ = "November 2026"  # when the leaderboard's figures were taken
@@ -31,65 +33,60 @@ def original_study() -> pd.DataFrame:
     return pd.read_csv(REFERENCE / "original_study.csv")
 
 
+def with_mtebs_draws(result: Result) -> bool:
+    """Whether the protocol drew as many texts of each label as MTEB does on this task."""
+    name = result.task["name"]
+    draws = MTEB_TASKS[name].draws if name in MTEB_TASKS else None
+    return draws is None or result.task.get("samples_per_label", draws) == draws
+
+
 def ours(results: Sequence[Result]) -> pd.DataFrame:
     """A row per task and embedder: means over seeds and draws on the test split, and parameters.
 
-    Those that were trained, on the task, are `trained_on_task: yes`.
+    `low` and `high` are the accuracy's 95 % interval. Those that were trained, on the task, are
+    `trained_on_task: yes`.
     """
     rows = []
     for (task, name), group in _tested(results).items():
-        scores = {column: mean(group, column).mean for column in ("accuracy", "F1")}
+        accuracy, f1 = mean(group, "accuracy"), mean(group, "F1")
         rows.append(
             {"task": task, "model": name, "kind": group[0].experiment["kind"]}
-            | {"parameters": parameters(group[0]), "seeds": len(group)}
-            | {"accuracy": scores["accuracy"], "f1": scores["F1"]}
+            | {"parameters": group[0].parameters, "seeds": len(group)}
+            | {"accuracy": accuracy.mean, "low": accuracy.low, "high": accuracy.high}
+            | {"f1": f1.mean}
             | {"trained_on_task": "yes" if group[0].history else "no"}
         )
     return pd.DataFrame(rows)
 
 
 def _tested(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """Groups of results by task and name, of the test split."""
-    tested = [one for one in results if not of_validation(one)]
+    """Groups of results by task and name, of the test split and with MTEB's own draws."""
+    tested = [one for one in results if not of_validation(one) and with_mtebs_draws(one)]
     return groups(tested) if tested else {}
 
 
-def parameters(result: Result) -> int | None:
-    """Weights that a text passes: those of the cut Gemma and of RoBERTa, embeddings included.
-
-    The projection's are left out, below a hundredth. None where a preset cannot be reached.
-    """
-    experiment, total = make_experiment(result.experiment), 0
-    for role in ("llm_preset", "slm_preset"):
-        if role not in result.inputs:
-            continue
-        try:
-            shape = shape_of(role, getattr(experiment, role))
-        except InputError:
-            return None
-        blocks = max(result.cutoffs) if role == "llm_preset" else shape["num_layers"]
-        total += weights_of(shape).embedding + blocks * weights_of(shape).block
-    return total
-
-
 def places(results: Sequence[Result]) -> pd.DataFrame:
-    """The place that each of our embedders would take on its task's leaderboard, by accuracy.
+    """The place that each of our embedders would take among the models of its task, by accuracy.
 
-    `among alike` counts only models that were trained on the task or, for an untrained embedder,
-    were not; `next above` is the model just above. Tasks without leaderboard figures are left out.
+    `within` tells the places that its 95 % interval spans. `among alike` counts only models known
+    to be trained on the task or, for an untrained embedder, known not to be. `next above` is the
+    model just above. Tasks without figures are left out.
     """
     board, rows = leaderboard(), []
     for one in ours(results).itertuples():
         models = board[board["task"] == one.task]
         if models.empty:
             continue
-        alike = models[models["trained_on_task"] == one.trained_on_task]
-        above = models[models["accuracy"] > one.accuracy].sort_values("accuracy")
+        accuracies = models["accuracy"]
+        alike = models.loc[models["trained_on_task"] == one.trained_on_task, "accuracy"]
+        above = models[accuracies > one.accuracy].sort_values("accuracy")
+        within = [1 + int((accuracies > edge).sum()) for edge in (one.high, one.low)]
         rows.append(
             {"task": one.task, "embedder": one.model, "seeds": one.seeds}
             | {"parameters": one.parameters, "accuracy": one.accuracy, "F1": one.f1}
-            | {"place": _place(one.accuracy, models["accuracy"])}
-            | {"among alike": _place(one.accuracy, alike["accuracy"])}
+            | {"place": _place(one.accuracy, accuracies)}
+            | {"within": "-" if math.isnan(one.low) else "{} … {}".format(*within)}
+            | {"among alike": _place(one.accuracy, alike)}
             | {"place by F1": _place(one.f1, models["f1"].dropna())}
             | {"next above": above["model"].iloc[0] if len(above) else "-"}
         )

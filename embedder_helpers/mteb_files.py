@@ -1,7 +1,8 @@
 """Results as MTEB keeps its own: `<org>__<model>/<revision>/<Task>.json` and `model_meta.json`.
 
-What `mteb` reads back (`mteb.ResultCache`), and what its public results repository takes. Each
-trained embedder is a model of its own: its revision is the key of all that determines its result.
+What `mteb` reads back (`mteb.ResultCache`). Its public results repository has the same layout, but
+takes only models that `mteb` itself can load. Each trained embedder is a model of its own: its
+revision is the key of all that determines its result.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any
 
 from embedder_helpers import platform
 from embedder_helpers.config import InputError
-from embedder_helpers.leaderboard import parameters
+from embedder_helpers.leaderboard import with_mtebs_draws
 from embedder_helpers.report import of_validation
 from embedder_helpers.result import Result
 from embedder_helpers.tasks import MTEB_TASKS
@@ -22,7 +23,7 @@ MTEB = "2.26.24"  # whose protocol and files these are
 
 
 def write_mteb(results: Mapping[str, Result], folder: str | Path, org: str) -> list[Path]:
-    """Writes the results on MTEB's tasks; those on other tasks are left out.
+    """Writes the results on MTEB's tasks with MTEB's draws; others are left out.
 
     Args:
         results: by the names of their files, which end in the key.
@@ -38,7 +39,11 @@ def write_mteb(results: Mapping[str, Result], folder: str | Path, org: str) -> l
     """
     if not re.fullmatch(r"[\w.-]+", org):
         raise InputError(f"--org is {org!r}, but may hold letters, digits, `-`, `_` and `.` only")
-    ours = {name: one for name, one in results.items() if one.task["name"] in MTEB_TASKS}
+    ours = {
+        name: one
+        for name, one in results.items()
+        if one.task["name"] in MTEB_TASKS and with_mtebs_draws(one)
+    }
     if not ours:
         known = ", ".join(dict.fromkeys(one.task["name"] for one in results.values()))
         raise InputError(f"no result is on a task of MTEB's: they are on {known}")
@@ -58,7 +63,8 @@ def model_name(result: Result) -> str:
     experiment, words = result.experiment, []
     for role in ("llm_preset", "slm_preset"):
         if role in result.inputs:
-            words.append(Path(experiment[role]).name)
+            # A Kaggle model ends in its version, which is no name.
+            words.append([part for part in Path(experiment[role]).parts if not part.isdigit()][-1])
             if role == "llm_preset":
                 words.append("k" + "+".join(map(str, result.cutoffs)))
     if experiment["kind"] == "hybrid":
@@ -95,15 +101,16 @@ def task_result(result: Result) -> dict[str, Any]:
 def model_meta(result: Result, name: str, revision: str) -> dict[str, Any]:
     """The fields of an `mteb.models.ModelMeta`.
 
-    A trained embedder says that it was trained on its task, as MTEB asks.
+    A trained embedder says that it was trained on its task, as MTEB asks; of an untrained one it
+    is not known what its models have read.
     """
     return {
         "name": name,
         "revision": revision,
-        "n_parameters": parameters(result),
+        "n_parameters": result.parameters,
         "max_tokens": result.experiment["max_tokens"],
         "framework": [],
-        "training_datasets": [result.task["name"]] if result.history else [],
+        "training_datasets": [result.task["name"]] if result.history else None,
         "modalities": ["text"],
         "model_type": ["dense"],
         "loader": None,

@@ -19,6 +19,13 @@ from embedder_helpers.local import exists
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN = ("tiny_gemma", "tiny_roberta")
 
+# The presets that each kind of embedder uses.
+ROLES = {
+    "hybrid": ("llm_preset", "slm_preset"),
+    "gemma_only": ("llm_preset",),
+    "roberta_only": ("slm_preset",),
+}
+
 # The architectures that can take each place, as Keras and as Hugging Face spell them.
 FAMILIES = {
     "llm_preset": (
@@ -59,11 +66,7 @@ def find_presets(experiment: Experiment) -> dict[str, Preset]:
     Raises:
         InputError: a preset cannot be had, or has no such block or fewer positions.
     """
-    roles = {
-        "hybrid": ("llm_preset", "slm_preset"),
-        "gemma_only": ("llm_preset",),
-        "roberta_only": ("slm_preset",),
-    }[experiment.kind]
+    roles = ROLES[experiment.kind]
     presets = {role: find_preset(role, getattr(experiment, role)) for role in roles}
     if "llm_preset" in presets:
         cutoffs(experiment.llm_layers, presets["llm_preset"].blocks)

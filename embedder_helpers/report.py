@@ -148,6 +148,8 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if name == "parameters":
         return f"{value / 1e6:.1f} M"
+    if name.endswith("rate"):
+        return f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, float):
         return f"{value:.0f}" if name == "seconds" else f"{value:.3f}"
     return str(value)
@@ -269,11 +271,12 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def has_curve(results: Sequence[Result]) -> bool:
-    """Whether the results of some task have three cutoffs at least."""
-    found: dict[str, set] = {}
+    """Whether the results of some task and kind have three single cutoffs at least."""
+    found: dict[tuple[str, str], set] = {}
     for result in results:
-        if result.cutoffs:
-            found.setdefault(result.task["name"], set()).add(tuple(result.cutoffs))
+        if len(result.cutoffs) == 1:
+            same = result.task["name"], result.experiment["kind"]
+            found.setdefault(same, set()).add(result.cutoffs[0])
     return any(len(cutoffs) > 2 for cutoffs in found.values())
 
 

@@ -44,6 +44,8 @@ class Result:
         unrepeated: the same without scored texts that the train split has too: `texts` that are
             left out and, unless that is all, `scores`, `experiments` and `head`; None where train
             has none of them.
+        parameters: weights that a text passes, of the cut Gemma and of RoBERTa, embeddings
+            included and the projection's not; None where they cannot be counted.
     """
 
     experiment: dict[str, Any]
@@ -63,6 +65,7 @@ class Result:
     projection: dict[str, float] | None = None
     choice: dict[str, float] | None = None
     unrepeated: dict[str, Any] | None = None
+    parameters: int | None = None
 
 
 def result_name(

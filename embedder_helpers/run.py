@@ -11,6 +11,7 @@ from embedder_helpers import platform, protocol
 from embedder_helpers.config import SPLIT_KEYS, Experiment, cutoffs
 from embedder_helpers.plan import Plan
 from embedder_helpers.result import Result
+from embedder_helpers.shapes import parameters
 
 if TYPE_CHECKING:  # both bring in Keras, seconds that a mistake should not wait for
     from embedder_helpers.embedder import Embedder
@@ -47,8 +48,9 @@ def run(plan: Plan, store: "Store") -> Result:
     scores = _scores(plan, drawn, scored, learned.head)
     clock.stop("score")
 
+    given = _given(plan, asked)
     return Result(
-        **_given(plan, asked),
+        **given,
         **scores,
         history=learned.history,
         truncated=sum(cut.values()),
@@ -57,6 +59,7 @@ def run(plan: Plan, store: "Store") -> Result:
         device=[*platform.devices(), f"trained in {platform.training_dtype()}"],
         projection=learned.projection,
         choice=choice,
+        parameters=parameters(plan.experiment, max(given["cutoffs"], default=None)),
     )
 
 

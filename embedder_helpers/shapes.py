@@ -3,8 +3,8 @@
 import functools
 from typing import Any, NamedTuple
 
-from embedder_helpers.config import InputError
-from embedder_helpers.presets import preset_config
+from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.presets import ROLES, preset_config
 
 # Shapes of the original study's models, for where their config.json cannot be fetched, from the
 # papers (Gemma: arXiv:2403.08295, table 1; RoBERTa: arXiv:1907.11692, section 3) in Keras's words.
@@ -60,3 +60,20 @@ def weights_of(shape: dict[str, Any]) -> Weights:
     query_key = 2 * shape["head_dim"] * bool(shape.get("use_query_key_norm"))
     block = width * heads + 3 * width * inner + norms * width + query_key
     return Weights(shape["vocabulary_size"] * width + width, block)
+
+
+def parameters(experiment: Experiment, deepest: int | None) -> int | None:
+    """Weights that a text passes, of the Gemma cut behind its deepest cutoff and of RoBERTa.
+
+    Embeddings count, the projection's weights, below a hundredth, do not. None where a shape
+    cannot be had.
+    """
+    total = 0
+    for role in ROLES[experiment.kind]:
+        try:
+            shape = shape_of(role, getattr(experiment, role))
+        except InputError:
+            return None
+        blocks = deepest if role == "llm_preset" else shape["num_layers"]
+        total += weights_of(shape).embedding + blocks * weights_of(shape).block
+    return total

@@ -7,12 +7,14 @@ its work falls to the others.
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,10 +86,10 @@ class Share:
             self.failures[one.path.stem] = note.read_text(encoding="utf-8")
         return note.exists() or read_result(one.path) is not None
 
-    def fail(self, name: str, reason: str) -> None:
-        """Notes why an experiment failed, so that no other process tries it too."""
+    def fail(self, name: str, reason: str, everywhere: bool) -> None:
+        """Notes why an experiment failed; if it would everywhere, no other process tries it too."""
         self.failures[name] = reason
-        if self.claims:
+        if self.claims and everywhere:
             self._note(name).write_text(reason, encoding="utf-8")
 
     def _note(self, name: str) -> Path:
@@ -109,8 +111,10 @@ def shared(
         until: when to have finished, in seconds since 1970.
         most: processes that there is work for.
     """
-    gpus = platform.gpus()[:most]
-    if len(gpus) < 2 or not platform.keep_to_first_gpu():
+    gpus = platform.gpus()
+    # Kept to the first even where it is enough today: a later sweep may want the others.
+    gpus = gpus[:most] if len(gpus) > 1 and platform.keep_to_first_gpu() else []
+    if len(gpus) < 2:
         yield Share()
         return
     claims = Path(tempfile.mkdtemp(prefix="embedder-shares-"))
@@ -122,7 +126,7 @@ def shared(
         platform.say(f"{len(gpus)} GPUs, a process for each")
         yield shares[0]
         for process in started:
-            process.wait()
+            process.wait(until)
     finally:
         for process in started:
             process.end()
@@ -137,10 +141,10 @@ class _Process:
     ):
         self.name = f"GPU {share.number}"
         self.errors = share.claims / f"{share.number}.errors"
-        path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(PACKAGE.parent), *filter(None, sys.path)])
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "embedder_helpers.shares"],
+                [sys.executable, "-u", "-m", "embedder_helpers.shares"],
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": path},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             )  # fmt: skip
@@ -160,9 +164,13 @@ class _Process:
         for line in self.process.stdout:
             platform.say(f"{self.name}: {line.rstrip()}")
 
-    def wait(self) -> None:
-        """Until it has ended; if by itself and early, says so."""
-        code = self.process.wait()
+    def wait(self, until: float) -> None:
+        """Until it has ended, or the time is up; if it ended early by itself, says so."""
+        try:
+            limit = None if math.isinf(until) else max(0.0, until - time.time())
+            code = self.process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return
         self.listener.join()
         if code:
             said = self.errors.read_text(errors="replace").strip().splitlines()

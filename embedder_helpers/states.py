@@ -224,12 +224,13 @@ class Store:
         if not np.any(list(here.values())):
             return
         start = self._start(gemma.preset, keys, missing)
-        used = {depth: {keys[row] for row in np.flatnonzero(wanted[depth])} for depth in files}
-        if start:
-            used[Depth(start[0], "none")] = set(keys)
+        asked = {depth: {keys[row] for row in np.flatnonzero(wanted[depth])} for depth in files}
+        used = asked | ({Depth(start[0], "none"): set(keys)} if start else {})
         with self._locked(gemma.preset, "writing"):
-            # Room for the other processes' shares too, which are in use like this one's.
-            self._make_room(gemma.preset, self.bytes_of(gemma.preset, ids, missing), used)
+            # Room for the other processes' shares too, less what they have written by now.
+            there = sum(file.bytes_of(asked[depth]) for depth, file in files.items())
+            new = self.bytes_of(gemma.preset, ids, wanted) - there
+            self._make_room(gemma.preset, new, used)
         for rows, depths in sorted(_alike(here), key=lambda group: -group[1][-1].cutoff):
             begin = (start[0], start[1].select(rows)) if start else None
             for depth, found, values in gemma.walk(ids.select(rows), depths, begin):

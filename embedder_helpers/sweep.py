@@ -179,6 +179,8 @@ def _run_all(
 
     left: dict[str, str] = {}
     waves = plan_waves(plans, {one.path for one in todo})
+    # Where processes wait for one another's last experiment, Gemma should not wait for RoBERTa's.
+    waves.sort(key=lambda wave: share.count > 1 and wave.gemma is None)
     for wave in waves:
         if wave.wanted and share.number == 0:
             print(wave.describe())
@@ -186,18 +188,22 @@ def _run_all(
     work = sum(_plan_work(one) for wave in waves for one in wave.plans) / share.count
     with platform.whole_progress(sum(walks) + work, "sweep") as bar:
         for wave, walk in zip(waves, walks, strict=True):
-            left |= dict.fromkeys(_run_wave(wave, walk, bar, until, share), LEFT)
+            if left and share.count > 1:  # another process may still read this wave's states
+                left |= {one.path.stem: LEFT for one in wave.plans}
+            else:
+                left |= dict.fromkeys(_run_wave(wave, walk, bar, until, share), LEFT)
     return share.failures | left
 
 
 def _run_wave(wave: "Wave", walk: float, bar: Any, until: float, share: Share) -> list[str]:
     """Walks Gemma, then runs the wave's plans; gives the names of those left for want of time."""
     left: list[str] = []
-    walked = _in_time(bar, walk, until)
+    walked = _in_time(bar, walk * share.count, until)  # all of it, should the others die
     if walked:
         _fill(wave, walk, bar, share)
     for one in share.take(wave.plans):
         work, before = _plan_work(one), bar.n
+        bar.total = max(bar.total, bar.n + work)  # others may have left more than an even part
         if not walked or not _in_time(bar, work, until):
             left.append(one.path.stem)
             continue
@@ -206,7 +212,7 @@ def _run_wave(wave: "Wave", walk: float, bar: Any, until: float, share: Share) -
             _run_one(one, wave.store)
             bar.update(max(0, before + work - bar.n))
         except Exception as error:
-            share.fail(one.path.stem, _tell(error, one))
+            share.fail(one.path.stem, _tell(error, one), everywhere=isinstance(error, InputError))
             bar.total -= max(0, before + work - bar.n)
     return left
 
@@ -226,6 +232,8 @@ def _fill(wave: "Wave", work: float, bar: Any, share: Share) -> None:
     try:
         wave.fill(share)
     except Exception as error:
+        if share.number > 0:
+            raise  # this process is of no use; the first one does its work
         platform.say(f"the walk through Gemma ended early: {_reason(error)}")
     bar.total -= max(0, before + work - bar.n)
 

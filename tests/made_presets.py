@@ -8,7 +8,7 @@ from embedder_helpers.presets import Preset, find_preset
 def write_gemma(family: str, blocks: int, folder) -> Preset:
     """A tiny Gemma 2 or 3, random, whose texts can be longer than its window."""
     shape = dict(
-        vocabulary_size=1000, num_layers=blocks, num_query_heads=2, num_key_value_heads=1,
+        vocabulary_size=4096, num_layers=blocks, num_query_heads=2, num_key_value_heads=1,
         hidden_dim=16, intermediate_dim=32, head_dim=8, use_post_ffw_norm=True,
         use_post_attention_norm=True, use_sliding_window_attention=True, sliding_window_size=4,
     )  # fmt: skip

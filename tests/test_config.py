@@ -10,7 +10,6 @@ from embedder_helpers.config import (
     InputError,
     cutoffs,
     find_config,
-    load_experiment,
     make_experiment,
     parse_override,
     read_config,
@@ -231,7 +230,7 @@ def test_quickstart_is_among_the_configs():
 def test_an_override_replaces_the_files_value_and_none_keeps_it(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("task: sample\nseed: 7\nepochs: 2\n")
-    experiment = load_experiment(path, seed=8, epochs=None)
+    (experiment,) = load_sweep(path, seed=8, epochs=None)
     assert (experiment.seed, experiment.epochs) == (8, 2)
 
 
@@ -239,7 +238,7 @@ def test_a_bad_value_in_a_file_is_told_with_the_file(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("pooling: cls\n")
     with pytest.raises(InputError, match=r"my\.yaml: pooling is 'cls'"):
-        load_experiment(path)
+        load_sweep(path)
 
 
 @pytest.mark.parametrize("content", [b"task: [sample\n", b"a: b: c\n", b"task: \xff\n"])
@@ -273,7 +272,7 @@ def test_a_missing_config_like_no_other_is_told_with_all_names():
 def test_a_path_goes_before_a_name_in_configs(tmp_path, monkeypatch):
     (tmp_path / "quickstart").write_text("seed: 7\n")
     monkeypatch.chdir(tmp_path)
-    assert load_experiment("quickstart").seed == 7
+    assert load_sweep("quickstart")[0].seed == 7
 
 
 @pytest.mark.parametrize(

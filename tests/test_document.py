@@ -31,7 +31,7 @@ def test_what_results_do_not_hold_is_left_out():
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     write_document(sections(RESULTS), folder)
-    return folder / "report"
+    return folder
 
 
 def test_markdown_names_the_figures_beside_it(written):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keras import ops
 
 from embedder_helpers import embedder as embedder_module
 from embedder_helpers.config import Experiment, InputError
@@ -108,14 +109,14 @@ def test_added_states_stand_where_the_tokens_are():
 def test_projected_and_own_embeddings_become_one_input(fusion, expected):
     projected = np.array([[[1.0], [2.0], [3.0]]])
     own, tokens = 10 * projected, np.array([[NONE, 0, 5]])
-    assert np.array(fuse(fusion, projected, own, tokens)).ravel().tolist() == expected
+    assert ops.convert_to_numpy(fuse(fusion, projected, own, tokens)).ravel().tolist() == expected
 
 
 def test_a_gate_is_closed_at_first_and_then_a_factor():
     gate = Gate()
-    assert not np.array(gate(np.ones((1, 2, 3), "float32"))).any()
+    assert not ops.convert_to_numpy(gate(np.ones((1, 2, 3), "float32"))).any()
     gate.scale.assign(0.5 / GATE_RATE)
-    np.testing.assert_allclose(gate(np.ones((1, 2, 3), "float32")), 0.5)
+    np.testing.assert_allclose(ops.convert_to_numpy(gate(np.ones((1, 2, 3), "float32"))), 0.5)
 
 
 # Added states
@@ -161,7 +162,7 @@ def input_embeddings(embedder, batch):
         call = layer.call
         patch.setattr(layer, "call", lambda given, **keys: (fed.append(given), call(given))[1])
         embedder.model(batch)
-    return np.array(fed[0])
+    return ops.convert_to_numpy(fed[0])
 
 
 def test_behind_an_open_gate_each_token_is_its_own_embedding_and_its_states(opened):
@@ -189,7 +190,7 @@ def test_an_open_gate_changes_the_embeddings(tiny_embedders, opened):
 def test_added_states_of_several_cutoffs_are_pooled_by_learned_weights():
     several = hybrid("add", llm_layers=(1, 2), layer_pooling="learned", projection_start="random")
     batch = inputs_of(several).batch([1, 0], 16, 2)
-    assert batch["inputs"].shape == (2, 16, 2, 64) and batch["tokens"].shape == (2, 16)
+    assert batch["inputs"].shape == (2, 16, 2, 96) and batch["tokens"].shape == (2, 16)
     one = hybrid("add", llm_layers=2, projection_start="random")
     one.projection.set_weights(several.projection.get_weights())
     mean, expected = several.encode(TEXTS), one.encode(TEXTS)
@@ -231,7 +232,7 @@ def test_a_prepended_texts_embedding_is_that_of_both_sequences_end_to_end(prepen
         own = roberta.token_embedding(tokens.roberta.text(row)[None])
         both = keras.ops.concatenate([projected, own], 1)
         out = encode_embeddings(roberta, both, np.ones(both.shape[:2], "int32"))
-        expected.append(np.array(out)[0].mean(0))
+        expected.append(ops.convert_to_numpy(out)[0].mean(0))
     np.testing.assert_allclose(prepended.encode(TEXTS), expected, atol=1e-4)
 
 
@@ -279,10 +280,10 @@ def test_every_fusion_tells_texts_apart(random_start):
 def test_states_are_left_out_in_training_only():
     embedder = hybrid("replace", state_dropout=0.9)
     batch = inputs_of(embedder).batch([1, 2], 32, 2)
-    still = [np.array(embedder.model(batch, training=False)) for _ in range(2)]
+    still = [ops.convert_to_numpy(embedder.model(batch, training=False)) for _ in range(2)]
     np.testing.assert_allclose(*still, atol=1e-5)
-    plain = hybrid("replace").model(batch, training=False)
+    plain = ops.convert_to_numpy(hybrid("replace").model(batch, training=False))
     np.testing.assert_allclose(still[0], plain, atol=1e-4)
     layer = embedder.model.get_layer("state_dropout")
-    left = np.array(layer(np.ones((1, 50, 64), "float32"), training=True)) == 0
+    left = ops.convert_to_numpy(layer(np.ones((1, 50, 96), "float32"), training=True)) == 0
     assert 0.85 < left.mean() < 0.95

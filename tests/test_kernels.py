@@ -192,8 +192,10 @@ def test_results_among_the_inputs_are_compared_in_a_kaggle_session(kaggle):
         write_result(result("roberta_only", (), task=EMOTION, history=TRAINED), kept / "one.json")
         text = execute(kaggle, COMPARE, FOLDER=str(kept))
     finally:
+        assert [path.name for path in kept.iterdir()] == ["one.json"]
         shutil.rmtree(kept)
     assert "1 results in" in text and "of 88" in text
+    assert (kaggle / "working" / "results" / "report" / "report.html").is_file()
 
 
 @pytest.mark.notebook

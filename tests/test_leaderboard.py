@@ -3,9 +3,8 @@ import pytest
 from made_results import EMOTION, TRAINED, result
 
 from embedder_helpers import leaderboard
-from embedder_helpers.config import Experiment
-from embedder_helpers.embedder import build_embedder
-from embedder_helpers.leaderboard import against_original, parameters, places
+from embedder_helpers.comparison import mean
+from embedder_helpers.leaderboard import against_original, places
 
 AMAZON = "AmazonCounterfactualClassification"
 
@@ -73,28 +72,18 @@ def test_scores_of_the_validation_split_and_tasks_without_figures_have_no_place(
     assert places([trained(0.6, task="weather")]).empty
 
 
-# Parameters
+def test_an_interval_tells_the_places_it_spans(board):
+    untrained = result("gemma_only", (4,), 0.5, EMOTION)  # two draws, 0.48 and 0.52
+    low, high = mean([untrained], "accuracy")[1:]
+    above = [sum(one > edge for one in (0.9, 0.7, 0.5, 0.3)) + 1 for edge in (high, low)]
+    assert places([untrained])["within"].item() == "{} … {}".format(*above)
+    assert places([trained(0.5)])["within"].tolist() == ["-"]  # one seed tells no interval
 
 
-@pytest.mark.parametrize(
-    ("kind", "cutoffs"), [("roberta_only", ()), ("gemma_only", (3,)), ("hybrid", (3,))]
-)
-def test_parameters_are_the_models_own_without_the_projection(kind, cutoffs):
-    embedder = build_embedder(Experiment(kind=kind, llm_layers=3, fusion="add"))
-    own = embedder.model.count_params()
-    if kind == "hybrid":
-        own -= embedder.projection.count_params() + embedder.standard.count_params()
-        own -= sum(layer.count_params() for layer in embedder.model.layers if layer.name == "gate")
-    if embedder.gemma:
-        embedder.gemma._load(3)
-        blocks = sum(w.shape.num_elements() for i in range(3) for w in embedder.gemma._weights(i))
-        table, norm = embedder.gemma._embedding, embedder.gemma._learned_norm
-        own += blocks + table.shape.num_elements() + norm.count_params()
-    assert parameters(result(kind, cutoffs)) == own
-
-
-def test_a_preset_that_cannot_be_reached_has_no_parameters():
-    assert parameters(result("gemma_only", (3,), llm_preset="presets/not_there")) is None
+def test_scores_of_other_draws_than_mtebs_have_no_place(board):
+    some = trained(0.6)
+    some.task["samples_per_label"] = 64
+    assert places([some]).empty
 
 
 # The original study

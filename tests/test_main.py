@@ -274,9 +274,10 @@ def states(tmp_path):
     store = Store(tmp_path / "states")
     for name in presets.BUILTIN:
         role = "llm_preset" if name == "tiny_gemma" else "slm_preset"
-        file = store.file(presets.find_preset(role, name), Depth(3, "rms"))
+        preset = presets.find_preset(role, name)
+        file = store.file(preset, Depth(3, "rms"))
         file.path.parent.mkdir()
-        file.append([bytes(16)], np.array([2]), np.zeros((2, 64), "float16"))
+        file.append([bytes(16)], np.array([2]), np.zeros((2, preset.width), "float16"))
     return store.folder
 
 

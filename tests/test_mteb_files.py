@@ -32,7 +32,7 @@ def test_a_trained_embedder_says_that_it_was_trained_on_the_task(tmp_path):
         json.loads((path.parent / "model_meta.json").read_text())
         for path in write_mteb(RESULTS, tmp_path, "me")
     )
-    assert trained["training_datasets"] == [EMOTION] and other["training_datasets"] == []
+    assert trained["training_datasets"] == [EMOTION] and other["training_datasets"] is None
     assert trained["name"] == "me/tiny_gemma-k4-roberta_base_en-replace-seed33"
 
 
@@ -42,10 +42,17 @@ def test_texts_from_files_have_no_revision_to_vouch_for(tmp_path):
     assert json.loads(path.read_text())["dataset_revision"] == "local"
 
 
-@pytest.mark.parametrize("cutoffs", [(4, 7)])
-def test_a_name_holds_what_a_hub_takes(cutoffs):
-    some = result("gemma_only", cutoffs, llm_layers=cutoffs, llm_preset="hf://google/gemma-2b")
+@pytest.mark.parametrize("handle", ["hf://google/gemma-2b", "kaggle://keras/gemma/gemma-2b/3"])
+def test_a_name_holds_what_a_hub_takes(handle):
+    some = result("gemma_only", (4, 7), llm_layers=(4, 7), llm_preset=handle)
     assert model_name(some) == "gemma-2b-k4.7"
+
+
+def test_scores_of_other_draws_than_mtebs_are_left_out(tmp_path):
+    some = result("gemma_only", (4,), 0.5, EMOTION)
+    some.task["samples_per_label"] = 64
+    with pytest.raises(InputError, match="no result is on a task"):
+        write_mteb({"a-1.json": some}, tmp_path, "me")
 
 
 def test_an_impossible_org_and_results_on_other_tasks_alone_are_told(tmp_path):

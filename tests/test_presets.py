@@ -77,15 +77,15 @@ def message_of(role, name):
     return str(caught.value)
 
 
-def test_the_built_in_gemma_has_18_blocks_of_width_64():
+def test_the_built_in_gemma_has_18_blocks_of_width_96():
     found = find_preset("llm_preset", "tiny_gemma")
-    assert (found.blocks, found.width, found.positions) == (18, 64, None)
+    assert (found.blocks, found.width, found.positions) == (18, 96, None)
     assert (found.name, found.handle) == ("tiny_gemma", str(presets.BUILTIN_FOLDER / "tiny_gemma"))
 
 
 def test_the_built_in_roberta_has_width_64_and_512_positions():
     found = find_preset("slm_preset", "tiny_roberta")
-    assert (found.width, found.positions) == (64, 512)
+    assert (found.width, found.positions) == (128, 512)
 
 
 def test_a_folder_in_hugging_faces_format_is_read(tmp_path):

@@ -78,9 +78,10 @@ def test_what_is_being_done_is_locked(plans, tmp_path):
     assert names([next(second)]) == ["b"]
 
 
-def test_what_another_process_failed_at_is_not_tried_again(plans, tmp_path):
-    Share(1, 2, tmp_path).fail("b", "too large")
-    mine = Share(0, 2, tmp_path)
+def test_what_would_fail_everywhere_is_not_tried_again(plans, tmp_path):
+    other, mine = Share(1, 2, tmp_path), Share(0, 2, tmp_path)
+    other.fail("b", "too large", everywhere=True)
+    other.fail("c", "its GPU is broken", everywhere=False)
     assert names(mine.take(plans)) == ["a", "c"]
     assert mine.failures == {"b": "too large"}
 

@@ -1,51 +1,87 @@
-"""Makes the built-in tiny models: `python -m embedder_helpers.builtin.build [FOLDER]`.
-
-Ordinary Keras presets of Gemma's and RoBERTa's own architectures, with tokenizers trained on the
-sample task's training texts. Their weights are random (seeded): they show the machinery, no more.
-"""
+"""The built-in tiny models before they have read anything: their shapes and their tokenizers."""
 
 import io
 import json
-import sys
-from pathlib import Path
 
 import keras
 import keras_hub
+import numpy as np
+import scipy.sparse
 import sentencepiece
+from sklearn.decomposition import TruncatedSVD
 from tokenizers import ByteLevelBPETokenizer
 
-from embedder_helpers.presets import BUILTIN_FOLDER
-from embedder_helpers.tasks import load_task
-
 SEED = 33
-WORDS = 1000  # vocabulary of each tokenizer
+WORDS = 4096  # vocabulary of each tokenizer
+WINDOW = 4  # tokens on either side that count as beside
 
 
-def build(folder: Path) -> None:
-    """Writes `tiny_gemma` and `tiny_roberta` into a folder."""
-    texts = load_task("sample").train.texts()
+def random_gemma() -> keras_hub.models.GemmaBackbone:
+    """As deep as `gemma_2b_en`, 96 wide: 2.2 million parameters, seeded."""
     keras.utils.set_random_seed(SEED)
-    gemma = keras_hub.models.GemmaBackbone(
+    return keras_hub.models.GemmaBackbone(
         vocabulary_size=WORDS,
-        num_layers=18,  # as deep as gemma_2b_en
-        num_query_heads=2,
+        num_layers=18,
+        num_query_heads=3,
         num_key_value_heads=1,
-        hidden_dim=64,
-        intermediate_dim=256,
+        hidden_dim=96,
+        intermediate_dim=512,
         head_dim=32,
     )
-    roberta = keras_hub.models.RobertaBackbone(
+
+
+def random_roberta(dropout: float = 0.1) -> keras_hub.models.RobertaBackbone:
+    """Four layers, 128 wide: 1.4 million parameters, seeded.
+
+    Kernels have a standard deviation of 1 / sqrt(width), where RoBERTa's 0.02 is for 768 and more,
+    and positions start as sines (Vaswani et al., 2017, section 3.5), alike where they are near.
+    """
+    keras.utils.set_random_seed(SEED)
+    model = keras_hub.models.RobertaBackbone(
         vocabulary_size=WORDS,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=64,
-        intermediate_dim=256,
+        num_layers=4,
+        num_heads=4,
+        hidden_dim=128,
+        intermediate_dim=512,
+        dropout=dropout,
         max_sequence_length=512,
     )
-    for name, model in (("tiny_gemma", gemma), ("tiny_roberta", roberta)):
-        model.save_to_preset(str(folder / name))
-    gemma_tokenizer(texts).save_to_preset(str(folder / "tiny_gemma"))
-    roberta_tokenizer(texts).save_to_preset(str(folder / "tiny_roberta"))
+    for weight in model.trainable_variables:
+        if weight.name == "kernel":
+            weight.assign(weight / (0.02 * model.hidden_dim**0.5))
+    positions = model.embeddings.position_embedding.position_embeddings
+    positions.assign(0.02 * 2**0.5 * sines(*positions.shape))
+    return model
+
+
+def start_at_meanings(model: keras_hub.models.RobertaBackbone, stream: np.ndarray) -> None:
+    """Token embeddings in closed form: tokens are alike that stand beside the same tokens.
+
+    Positive pointwise mutual information within WINDOW tokens, in as many dimensions as the model
+    has, which word2vec approaches (Levy & Goldberg, 2014, sections 3.2 and 5). From masked tokens
+    alone so small a model takes several times as long to get there.
+
+    Args:
+        model: gets the embeddings, of the size that it started with.
+        stream: `(tokens,)` ids of the text.
+    """
+    counts = scipy.sparse.csr_matrix((WORDS, WORDS))
+    for apart in range(1, WINDOW + 1):
+        pair = stream[:-apart], stream[apart:]
+        counts += scipy.sparse.csr_matrix((np.ones(len(pair[0])), pair), shape=counts.shape)
+    counts = (counts + counts.T).tocoo()
+    each = np.asarray(counts.sum(axis=1)).ravel()
+    told = np.log(counts.data * each.sum() / (each[counts.row] * each[counts.col]))
+    table = scipy.sparse.csr_matrix((told.clip(0), (counts.row, counts.col)), shape=counts.shape)
+    embeddings = TruncatedSVD(model.hidden_dim, random_state=SEED).fit_transform(table)
+    embeddings -= embeddings.mean(axis=0)
+    model.token_embedding.embeddings.assign(0.02 * embeddings / embeddings.std())
+
+
+def sines(positions: int, width: int) -> np.ndarray:
+    """`(positions, width)`: sines, then cosines, of wavelengths from 2 pi to 128 times that."""
+    angles = np.arange(positions)[:, None] / 128 ** np.linspace(0, 1, width // 2)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype("float32")
 
 
 def gemma_tokenizer(texts: list[str]) -> keras_hub.models.GemmaTokenizer:
@@ -57,6 +93,7 @@ def gemma_tokenizer(texts: list[str]) -> keras_hub.models.GemmaTokenizer:
         vocab_size=WORDS,
         model_type="bpe",
         byte_fallback=True,
+        max_sentence_length=20_000,
         pad_id=0,
         eos_id=1,
         bos_id=2,
@@ -81,7 +118,3 @@ def roberta_tokenizer(texts: list[str]) -> keras_hub.models.RobertaTokenizer:
     merges = json.loads(trainer.to_str())["model"]["merges"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     return keras_hub.models.RobertaTokenizer(vocabulary=vocabulary, merges=merges)
-
-
-if __name__ == "__main__":
-    build(Path(sys.argv[1]) if len(sys.argv) > 1 else BUILTIN_FOLDER)
