@@ -38,7 +38,7 @@ class Wave:
     ids: Ragged | None = None
     wanted: dict[Depth, np.ndarray] = field(default_factory=dict)
 
-    def fill(self, share: Share) -> None:
+    def fill(self, share: Share = Share()) -> None:  # noqa: B008, it is frozen
         """Walks Gemma through what is missing, this process's share first."""
         if self.wanted:
             self.store.fill(self.gemma, self.ids, self.wanted, share)

@@ -17,7 +17,11 @@ from embedder_helpers.presets import find_preset
 from embedder_helpers.tokens import Ragged, Stacked, end_to_end
 
 # Of different lengths in one bucket: each bucket costs a compilation.
-TEXTS = ["I wish the clasp were stronger.", "It works well enough.", "Had the pump been oiled!"]
+TEXTS = [
+    "I wish the clasp were stronger.",
+    "It works as well as it can.",
+    "Had the pump been oiled!",
+]
 TINY = find_preset("llm_preset", "tiny_gemma")
 RAW = [Depth(cutoff, "none") for cutoff in range(1, 19)]
 RMS = [Depth(cutoff, "rms") for cutoff in range(1, 19)]

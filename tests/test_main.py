@@ -257,7 +257,8 @@ def asked(monkeypatch):
 
 
 def test_baselines_stand_beside_each_hybrid(asked, tmp_path):
-    assert main(["sweep", "quickstart", "--baselines", "--out", str(tmp_path)]) == 0
+    one = ["--set", "llm_layers=2", "--out", str(tmp_path)]
+    assert main(["sweep", "quickstart", "--baselines", *one]) == 0
     assert [one.kind for one in asked] == ["hybrid", "roberta_only", "gemma_only"]
 
 
