@@ -75,7 +75,7 @@ def test_texts_over_the_limit_are_cut_and_told():
 
 def test_a_text_is_told_as_cut_where_either_of_two_models_cuts_it():
     embedder = build_embedder(Experiment(fusion="add", llm_layers=1, max_tokens=8))
-    texts = [" ".join(["clasp"] * count) for count in range(1, 12)]
+    texts = [" ".join(["mill"] * count) for count in range(1, 12)]
     tokens = embedder.tokenise(texts)
     gemma, roberta = (
         [len(one) > most for one in embedder_tokenizer(texts)]

@@ -4,6 +4,7 @@ import re
 import sys
 import types
 
+import keras
 import pytest
 
 from embedder_helpers import platform
@@ -89,7 +90,8 @@ def put_gpus(monkeypatch, *details):
     """GPUs in the place of TensorFlow's devices, by what it tells of each."""
     tensorflow = pytest.importorskip("tensorflow")
     config = tensorflow.config
-    monkeypatch.setattr(config, "list_physical_devices", lambda kind: list(range(len(details))))
+    for name in ("list_physical_devices", "get_visible_devices"):
+        monkeypatch.setattr(config, name, lambda kind: list(range(len(details))))
     monkeypatch.setattr(config.experimental, "get_device_details", details.__getitem__)
 
 
@@ -106,6 +108,35 @@ def put_gpus(monkeypatch, *details):
 def test_training_takes_float16_where_it_is_faster(monkeypatch, details, dtype):
     put_gpus(monkeypatch, *details)
     assert platform.training_dtype() == dtype
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="other backends take all GPUs")
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, ["0", "1"]), ("", ["0", "1"]), ("2,3", ["2", "3"])]
+)
+def test_gpus_are_named_as_cuda_names_them(monkeypatch, visible, expected):
+    put_gpus(monkeypatch, {}, {})
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert platform.gpus() == expected
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_the_other_gpus_are_left_unless_they_are_taken(monkeypatch, capsys, taken):
+    tensorflow, kept = pytest.importorskip("tensorflow"), []
+
+    def set_visible(devices, kind):
+        if taken:
+            raise RuntimeError("Visible devices cannot be modified after being initialized")
+        kept.extend(devices)
+
+    put_gpus(monkeypatch, {}, {})
+    monkeypatch.setattr(tensorflow.config, "set_visible_devices", set_visible)
+    assert platform.keep_to_first_gpu() is not taken
+    assert kept == ([] if taken else [0])
+    assert ("restart it to use both" in capsys.readouterr().out) is taken
 
 
 def test_a_part_moves_the_bar_of_the_whole_run_by_its_share():

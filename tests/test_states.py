@@ -25,8 +25,8 @@ from embedder_helpers.tokens import Ragged, Stacked, end_to_end
 
 TINY = find_preset("llm_preset", "tiny_gemma")
 # All of one bucket, because every bucket costs a compilation; some of another length.
-TEXTS = [f"Day {i} was {'wet' if i % 2 else 'dry'}." for i in range(8, 14)]
-OTHERS = [f"Night {i} was cold." for i in range(1, 5)]
+TEXTS = [f"On day {i} the old mill was {'wet' if i % 2 else 'dry'}." for i in range(8, 14)]
+OTHERS = [f"Night {i} was cold by the river." for i in range(1, 5)]
 ALL = [Depth(cutoff, "rms") for cutoff in range(1, 19)]
 ONE, TWO, THREE = ALL[:3]
 FEW = settings(max_examples=15, deadline=None)
@@ -204,8 +204,8 @@ def test_states_are_read_from_the_file_as_float16_and_not_copied_to_memory(tmp_p
 def test_a_text_is_known_by_its_tokens_whatever_the_length_limit(tmp_path):
     store = Store(tmp_path)
     texts = [*TEXTS[:3], "Day 8 was wet, and so was the night behind it."]
-    long, cut = ids_of(texts, 16), ids_of(texts, 12)
-    assert long.lengths[3] == 16 and cut.lengths[3] == 12 and max(cut.lengths[:3]) < 12
+    long, cut = ids_of(texts, 16), ids_of(texts, 14)
+    assert long.lengths[3] == 16 and cut.lengths[3] == 14 and max(cut.lengths[:3]) < 14
     store.states(gemma(), long, [TWO])
     assert passes(lambda: store.states(gemma(), cut, [TWO])) == 1 * 2
 
