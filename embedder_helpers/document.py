@@ -3,15 +3,16 @@
 import base64
 import datetime
 import html
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from embedder_helpers import comparison, figures, platform
+from embedder_helpers import comparison, figures
 from embedder_helpers.leaderboard import READ, against_original, places
+from embedder_helpers.platform import writable_folder, write_whole
 from embedder_helpers.report import as_markdown, has_curve, notes, table
 from embedder_helpers.result import Result
 
@@ -102,18 +103,18 @@ def write_document(parts: Sequence[Section], folder: str | Path) -> list[Path]:
     Raises:
         InputError: the folder cannot be written.
     """
-    folder = platform.writable_folder(folder)
+    folder = writable_folder(folder)
     files: list[Path] = []
     for part in parts:
-        if _filled(part.frame):
+        frame, figure = part.frame, part.figure
+        if _filled(frame):
             path = folder / f"{part.name}.csv"
-            files.append(_write(path, lambda to, frame=part.frame: frame.to_csv(to, index=False)))
-        if part.figure is not None:
-            path = folder / f"{part.name}.png"
-            files.append(_write(path, lambda to, figure=part.figure: figure.savefig(to, dpi=150)))
-    for ending, content in (("md", markdown(parts)), ("html", page(parts, folder))):
-        path = folder / f"report.{ending}"
-        files.append(_write(path, lambda to, text=content: to.write_text(text, encoding="utf-8")))
+            files.append(write_whole(path, partial(frame.to_csv, index=False)))
+        if figure is not None:
+            files.append(write_whole(folder / f"{part.name}.png", partial(figure.savefig, dpi=150)))
+    for ending, text in (("md", markdown(parts)), ("html", page(parts, folder))):
+        save = partial(Path.write_text, data=text, encoding="utf-8")
+        files.append(write_whole(folder / f"report.{ending}", save))
     return files
 
 
@@ -149,11 +150,3 @@ def page(parts: Sequence[Section], folder: Path) -> str:
             image = base64.b64encode((folder / f"{part.name}.png").read_bytes()).decode()
             lines += [f'<img alt="{html.escape(part.title)}" src="data:image/png;base64,{image}">']
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, save: Callable[[Path], Any]) -> Path:
-    """Under another name first, so that what has the name is whole."""
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
-    save(part)
-    part.replace(path)
-    return path

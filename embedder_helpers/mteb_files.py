@@ -6,7 +6,6 @@ revision is the key of all that determines its result.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,7 +127,5 @@ def model_meta(result: Result, name: str, revision: str) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Under another name first, so that what has the name is whole."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    text = json.dumps(content, indent=2) + "\n"
+    platform.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))

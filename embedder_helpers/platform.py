@@ -4,7 +4,8 @@ import contextlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -269,3 +270,20 @@ def writable_folder(path: str | Path, named_by: str = "--out (in the notebook: O
             f"choose another with {named_by}"
         ) from None
     return folder
+
+
+def write_whole(path: Path, save: Callable[[Path], Any]) -> Path:
+    """Writes a file elsewhere first and renames it, so that it is whole or not there.
+
+    Args:
+        path: of the file; its folder is there.
+        save: writes a file of the same name in another folder.
+
+    Returns:
+        The path.
+    """
+    with tempfile.TemporaryDirectory(suffix=".part", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        save(part)
+        part.replace(path)
+    return path

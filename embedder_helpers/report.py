@@ -1,13 +1,12 @@
 """The report: results as tables that a person reads, with their figures beside them."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from embedder_helpers import presets
+from embedder_helpers import platform, presets
 from embedder_helpers.config import InputError, make_experiment
 from embedder_helpers.result import Result, read_result
 
@@ -235,10 +234,8 @@ def _layer_numbers(result: Result) -> list[int]:
 def write_csv(folder: str | Path) -> None:
     """Writes the long table of all results in a folder; whole or not at all."""
     if found := _results(folder, "*.json"):
-        results = sorted(found.values(), key=_place)
-        part = Path(folder) / f"{CSV}.{os.getpid()}.part"
-        long_table(results).to_csv(part, index=False)
-        part.replace(Path(folder) / CSV)
+        frame = long_table(sorted(found.values(), key=_place))
+        platform.write_whole(Path(folder) / CSV, lambda part: frame.to_csv(part, index=False))
 
 
 def layer_table(results: Sequence[Result]) -> pd.DataFrame:

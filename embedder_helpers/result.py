@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedder_helpers import __version__
 from embedder_helpers.config import Experiment, cutoffs
+from embedder_helpers.platform import write_whole
 from embedder_helpers.presets import Preset
 from embedder_helpers.tasks import Task
 
@@ -99,7 +99,6 @@ def read_result(path: Path) -> Result | None:
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Writes the file under another name first, so that it is whole or not there."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    """Writes the file, whole or not at all."""
+    content = json.dumps(dataclasses.asdict(result), indent=1) + "\n"
+    write_whole(path, lambda part: part.write_text(content, encoding="utf-8"))

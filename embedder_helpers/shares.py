@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -90,7 +91,8 @@ class Share:
         """Notes why an experiment failed; if it would everywhere, no other process tries it too."""
         self.failures[name] = reason
         if self.claims and everywhere:
-            self._note(name).write_text(reason, encoding="utf-8")
+            text = partial(Path.write_text, data=reason, encoding="utf-8")
+            platform.write_whole(self._note(name), text)
 
     def _note(self, name: str) -> Path:
         return self.claims / f"{name}.failed"

@@ -260,3 +260,16 @@ def test_a_folder_that_cannot_be_made_is_told_with_its_path_and_a_way_out(tmp_pa
     with pytest.raises(InputError, match="cannot be written .*--out") as caught:
         platform.writable_folder(file / below)
     assert str(file) in str(caught.value)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "scores.csv"
+    assert platform.write_whole(path, lambda part: part.write_text("1")) == path
+
+    def die(part):
+        part.write_text("2, but not")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        platform.write_whole(path, die)
+    assert path.read_text() == "1" and list(tmp_path.iterdir()) == [path]

@@ -2,14 +2,13 @@
 
 Gemma learns to tell the next token (Radford et al., 2018, section 3.1), RoBERTa to tell masked ones
 (Liu et al., 2019: full sentences, masks drawn anew each time; 30 % of the tokens, of which 80 %
-become <mask>, 10 % a random token, 10 % stay). Needs `npm` and `apt-get` for the text, then takes
-about an hour on two CPU cores; killed, the same command goes on behind the last full slice, to
-the same weights. Each model also is kept as it was before it read anything, to compare with.
+become <mask>, 10 % a random token, 10 % stay). Needs requirements-dev.txt, and `npm` and `apt-get`
+for the text. Killed, the same command goes on behind the last full slice, to the same weights. Each
+model also is kept as it was before it read anything, to compare with.
 """
 
 import argparse
 import math
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from embedder_helpers.builtin import build, corpus
+from embedder_helpers.platform import write_whole
 from embedder_helpers.presets import BUILTIN_FOLDER
 
 SLICE = 250  # steps between two savings
@@ -129,8 +129,8 @@ def fit(
         told = {"step": step + SLICE, "loss": history.history["loss"][0]}
         told["held_out_loss"] = model.evaluate(*unseen, batch_size=reading.batch, verbose=0)
         rows.append(told)
-        write(curve, lambda to: pd.DataFrame(rows).to_csv(to, index=False))
-        write(kept, model.save_weights)
+        write_whole(curve, lambda to: pd.DataFrame(rows).to_csv(to, index=False))
+        write_whole(kept, model.save_weights)
         tqdm.write(f"{told}, held-out perplexity {math.exp(told['held_out_loss']):.1f}")
 
 
@@ -181,20 +181,13 @@ def plot(paths: dict[str, Path], target: Path) -> None:
         panel.set(title=f"{name}: {told[name]}", xlabel="step", ylabel="perplexity", yscale="log")
         panel.grid(alpha=0.3, which="both")
         panel.legend()
-    write(target, figure.savefig)
+    write_whole(target, figure.savefig)
 
 
 def save_preset(backbone: keras.Model, tokenizer: object, target: Path) -> None:
     """A Keras preset: the model and its tokenizer."""
     backbone.save_to_preset(str(target))
     tokenizer.save_to_preset(str(target))
-
-
-def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Under another name first, so that what has the name is whole."""
-    writing = path.with_name(f"writing-{path.name}")
-    save(writing)
-    os.replace(writing, path)
 
 
 if __name__ == "__main__":
