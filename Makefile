@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = results/quickstart
 NOTEBOOK = notebooks/01_train_and_score.ipynb
-# A file's tests stay in one process, because they share models and results that take long to make.
-PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# A file's tests stay in one process, because they share models and results that take long to make;
+# files go in their own order, for by number of tests the few long ones would come last, alone.
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL = help
 .PHONY: help demo test lint format notebooks backend real bench kaggle badges clean
