@@ -61,6 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     mteb.add_argument("--org", required=True, help="before the models' names: a hub's account")
     mteb.add_argument("--out", required=True, metavar="DIR", help="`results` in an mteb cache")
     mteb.set_defaults(command=_mteb)
+    predict = commands.add_parser(
+        "predict", help="label texts with a saved embedder, and tell what Gemma changed"
+    )
+    predict.add_argument("folder", metavar="FOLDER", help="that `save_embedder: true` left")
+    _add_gemma(predict)
+    given = predict.add_mutually_exclusive_group(required=True)
+    given.add_argument("--text", action="append", metavar="TEXT", help="may be given often")
+    given.add_argument("--file", metavar="FILE", help="of texts: .csv, .jsonl or .parquet")
+    predict.add_argument("--text-column", default="text", metavar="NAME", help="of --file (text)")
+    predict.add_argument("--out", metavar="CSV", help="where the table goes, if not printed")
+    predict.set_defaults(command=_predict)
     states = commands.add_parser("states", help="list Gemma's states on disk, or delete them")
     states.add_argument("--dir", metavar="DIR", help="the states_dir (the default one)")
     states.add_argument(
@@ -68,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     states.set_defaults(command=_states)
     return parser
+
+
+def _add_gemma(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--llm", metavar="PRESET", help="the embedder's Gemma, if it has moved")
 
 
 def _add_configs(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +164,28 @@ def _mteb(options: argparse.Namespace) -> int:
 
     for path in write_mteb(results_in(options.folder), options.out, options.org):
         print(path)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from embedder_helpers import platform
+    from embedder_helpers.local import check_texts, read_texts
+
+    out = Path(options.out) if options.out else None
+    if out:  # mistakes first, the model after them
+        platform.writable_folder(out.parent, "--out")
+    texts = options.text or read_texts(Path(options.file), options.text_column)
+    check_texts(texts, "--text")
+    from embedder_helpers.classify import classify
+    from embedder_helpers.report import as_markdown
+    from embedder_helpers.saved import load
+
+    found = classify(load(options.folder, options.llm), texts)
+    if out:
+        platform.write_whole(out, lambda part: found.to_csv(part, index=False))
+        print(f"{len(found)} texts labelled in {out}")
+    else:
+        print(as_markdown(found))
     return 0
 
 

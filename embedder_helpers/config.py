@@ -110,6 +110,17 @@ def flag() -> Rule:
     return Rule("true or false", accept)
 
 
+def flag_or(word: str) -> Rule:
+    """True, false or a word."""
+
+    def accept(value):
+        if not isinstance(value, bool) and value != word:
+            raise ValueError
+        return value
+
+    return Rule(f"true, false or {word}", accept)
+
+
 def cutoff_or_list() -> Rule:
     """A cutoff in either spelling, or several, or `auto`; the model tells how many there are."""
 
@@ -268,6 +279,12 @@ class Experiment:
         None, optional(whole(2)), "train on this many texts at most, drawn by label; null: all"
     )
 
+    save_embedder: bool | str = key(
+        False,
+        flag_or("with_gemma"),
+        "leave the embedder beside its result, in a folder `embedder-…` that `load` reads; "
+        "`with_gemma` puts the cut Gemma inside",
+    )
     states_dir: str | None = key(
         None,
         optional(text()),

@@ -6,6 +6,8 @@ Training repeats only the last step; states may as well come from disk.
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,9 +17,10 @@ from embedder_helpers import platform
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.fusion import Inputs, fuse, fused
 from embedder_helpers.gemma import Depth, Gemma, depths
+from embedder_helpers.head import Head
 from embedder_helpers.local import check_texts
 from embedder_helpers.pooling import LayerPooling, pool
-from embedder_helpers.presets import Preset, find_presets
+from embedder_helpers.presets import ROLES, Preset, find_presets
 from embedder_helpers.projection import (
     Ridge,
     Standardise,
@@ -44,7 +47,11 @@ class Embedder:
     """What the three kinds share.
 
     Attributes:
+        experiment: that it was built from.
+        presets: its pretrained models, by key of the Experiment.
+        head: the classifier that training left; None where there is none.
         gemma: frozen Gemma; None for RoBERTa alone.
+        roberta: the backbone, as it is trained; None for Gemma alone.
         depths: where its states are taken; empty for RoBERTa alone.
         model: `{"inputs", "mask", …} -> (texts, width)`, what comes behind the states or the ids.
         width: of the embeddings.
@@ -52,7 +59,11 @@ class Embedder:
         longest: positions of the model's longest input.
     """
 
+    experiment: Experiment
+    presets: dict[str, Preset]
+    head: Head | None = None
     gemma: Gemma | None = None
+    roberta: Any = None
     depths: tuple[Depth, ...] = ()
     model: keras.Model
     width: int
@@ -63,20 +74,20 @@ class Embedder:
         """Token ids of each model that reads the text itself."""
         raise NotImplementedError
 
-    def states(self, tokens: Tokens) -> Ragged | Stacked | None:
+    def states(self, tokens: Tokens, batch_size: int | None = None) -> Ragged | Stacked | None:
         """Gemma's states, in memory; None for RoBERTa alone."""
-        return self.gemma.states(tokens.gemma, self.depths) if self.gemma else None
+        return self.gemma.states(tokens.gemma, self.depths, batch_size) if self.gemma else None
 
     def inputs(self, tokens: Tokens, states: Ragged | Stacked | None) -> Inputs:
         """What the model takes."""
         raise NotImplementedError
 
-    def embed(self, inputs: Inputs) -> np.ndarray:
+    def embed(self, inputs: Inputs, batch_size: int | None = None) -> np.ndarray:
         """Embeddings `(texts, width)` float32 of the model as it stands."""
         embeddings = np.empty((len(inputs), self.width), "float32")
         work = self.forward_work(inputs.lengths)
         with platform.progress(len(inputs), "embedding", work=work) as bar:
-            batches = inference_batches(inputs.lengths, EMBEDDING_TOKENS, self.longest)
+            batches = inference_batches(inputs.lengths, EMBEDDING_TOKENS, self.longest, batch_size)
             for rows, length, texts in batches:
                 output = self.model.predict_on_batch(inputs.batch(rows, length, texts))
                 embeddings[rows] = output[: len(rows)]
@@ -87,21 +98,53 @@ class Embedder:
         """Operations, roughly, of one pass of the model over texts of these lengths."""
         raise NotImplementedError
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings `(texts, width)` float32, in the order of the texts.
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int | None = None,
+        show_progress_bar: bool = True,
+        normalize_embeddings: bool = False,
+        convert_to_numpy: bool = True,
+    ) -> Any:
+        """Embeddings `(texts, width)` float32, in the order of the texts; `(width,)` of one text.
+
+        Takes what `encode` of sentence-transformers takes.
+
+        Args:
+            texts: a list of texts, or one text.
+            batch_size: texts that are computed at a time, at most; None: as many as there are of
+                one length in some thousand tokens, which is fastest.
+            show_progress_bar: show one where it takes longer than two seconds.
+            normalize_embeddings: give them length 1, so that a product is their cosine.
+            convert_to_numpy: a NumPy array; False: a tensor of Keras's backend.
 
         Raises:
-            InputError: a text that is None, NaN, empty or not a string; names the rows.
+            InputError: a text that is None, NaN, empty or not a string (names the rows); a
+                `batch_size` that is no whole number above 0.
         """
         if isinstance(texts, str):
-            raise InputError("encode takes a list of texts: put the one text into a list")
+            given = batch_size, show_progress_bar, normalize_embeddings, convert_to_numpy
+            return self.encode([texts], *given)[0]
+        texts = list(texts)
         check_texts(texts, "encode")
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+            raise InputError(f"batch_size is {batch_size!r}, but must be a whole number above 0")
         embeddings = np.empty((len(texts), self.width), "float32")
-        for start in range(0, len(texts), CHUNK):
-            tokens = self.tokenise(texts[start : start + CHUNK])
-            inputs = self.inputs(tokens, self.states(tokens))
-            embeddings[start : start + CHUNK] = self.embed(inputs)
-        return embeddings
+        with platform.bars_shown(show_progress_bar):
+            for start in range(0, len(texts), CHUNK):
+                tokens = self.tokenise(texts[start : start + CHUNK])
+                inputs = self.inputs(tokens, self.states(tokens, batch_size))
+                embeddings[start : start + CHUNK] = self.embed(inputs, batch_size)
+        if normalize_embeddings:
+            lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+            embeddings /= np.maximum(lengths, np.finfo("float32").tiny)
+        return embeddings if convert_to_numpy else ops.convert_to_tensor(embeddings)
+
+    def save(self, folder: str | Path, with_gemma: bool = False) -> Path:
+        """Saves it for `load(folder)`, as `saved.save` does."""
+        from embedder_helpers import saved  # which builds embedders
+
+        return saved.save(self, folder, with_gemma)
 
 
 def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = None) -> Embedder:
@@ -115,33 +158,33 @@ def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = N
         InputError: a preset cannot be used.
     """
     presets = presets or find_presets(experiment)
+    presets = {role: presets[role] for role in ROLES[experiment.kind]}
     # Keras draws the seeds of weights and dropout from here. Its own set_random_seed would reset
     # TensorFlow too, which in 2.20 takes the tables of all tokenizers that are there.
     random.seed(experiment.seed)
-    if experiment.kind == "gemma_only":
-        return GemmaOnly(experiment, presets["llm_preset"])
-    if experiment.kind == "roberta_only":
-        return RobertaOnly(experiment, presets["slm_preset"])
-    return Hybrid(experiment, presets["slm_preset"], presets["llm_preset"])
+    kinds = {"gemma_only": GemmaOnly, "roberta_only": RobertaOnly, "hybrid": Hybrid}
+    embedder = kinds[experiment.kind](experiment, **presets)
+    embedder.experiment, embedder.presets = experiment, presets
+    return embedder
 
 
 class GemmaOnly(Embedder):
     """Text → Gemma's states → pool. Nothing is trained."""
 
-    def __init__(self, experiment: Experiment, preset: Preset):
+    def __init__(self, experiment: Experiment, llm_preset: Preset):
         # === Layers ===
-        self.gemma = Gemma(preset, experiment.stream_blocks)
-        self.depths = depths(experiment, preset.blocks)
+        self.gemma = Gemma(llm_preset, experiment.stream_blocks)
+        self.depths = depths(experiment, llm_preset.blocks)
 
         # === Functional model ===
-        inputs = _states_input(self.depths, preset.width)
+        inputs = _states_input(self.depths, llm_preset.width)
         states = _layers_pooled(inputs, experiment.layer_pooling)
         mask = _tokens_input("mask")
         pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
         self.model = _model({"inputs": inputs, "mask": mask}, pooled)
 
         # === Config ===
-        self.width = preset.width
+        self.width = llm_preset.width
         self.max_tokens = self.longest = experiment.max_tokens
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
@@ -159,20 +202,26 @@ class GemmaOnly(Embedder):
 
 
 class RobertaOnly(Embedder):
-    """Text → RoBERTa's own embeddings → RoBERTa → pool."""
+    """Text → RoBERTa's own embeddings → RoBERTa → pool.
 
-    def __init__(self, experiment: Experiment, preset: Preset):
+    Args:
+        experiment: pooling and length.
+        slm_preset: to load, unless `loaded`, backbone and tokenizer, is given.
+    """
+
+    def __init__(self, experiment: Experiment, slm_preset: Preset, loaded: Any = None):
         # === Layers ===
-        roberta, self.tokenizer = load_roberta(preset, platform.training_dtype())
+        loaded = loaded or load_roberta(slm_preset, platform.training_dtype())
+        self.roberta, self.tokenizer = loaded
 
         # === Functional model ===
         tokens, mask = _tokens_input("inputs"), _tokens_input("mask")
-        states = encode_embeddings(roberta, roberta.token_embedding(tokens), mask)
+        states = encode_embeddings(self.roberta, self.roberta.token_embedding(tokens), mask)
         pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
         self.model = _model({"inputs": tokens, "mask": mask}, pooled)
 
         # === Config ===
-        self.width, self.blocks = preset.width, preset.blocks
+        self.width, self.blocks = slm_preset.width, slm_preset.blocks
         self.max_tokens = self.longest = experiment.max_tokens
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
@@ -191,15 +240,14 @@ class RobertaOnly(Embedder):
 class Hybrid(RobertaOnly):
     """Text → Gemma's states → projection → fused with RoBERTa's embeddings → RoBERTa → pool."""
 
-    def __init__(self, experiment: Experiment, preset: Preset, llm_preset: Preset):
+    def __init__(self, experiment: Experiment, slm_preset: Preset, llm_preset: Preset):
         # === Layers ===
         dtype = platform.training_dtype()
         self.gemma = Gemma(llm_preset, experiment.stream_blocks)
         self.depths = depths(experiment, llm_preset.blocks)
-        roberta, self.tokenizer = load_roberta(preset, dtype)
+        self.roberta, self.tokenizer = load_roberta(slm_preset, dtype)
         self.standard = Standardise(dtype="float32", name="standardise")
-        self.projection = build_projection(experiment, llm_preset.width, preset.width, dtype)
-        self.token_embedding = roberta.token_embedding
+        self.projection = build_projection(experiment, llm_preset.width, slm_preset.width, dtype)
 
         # === Functional model ===
         inputs = _states_input(self.depths, llm_preset.width)
@@ -210,15 +258,15 @@ class Hybrid(RobertaOnly):
         mask, takes = _tokens_input("mask"), {"inputs": inputs}
         if experiment.fusion != "replace":
             takes["tokens"] = _tokens_input("tokens")
-            own = roberta.token_embedding(ops.maximum(takes["tokens"], 0))
+            own = self.roberta.token_embedding(ops.maximum(takes["tokens"], 0))
             embeddings = fuse(experiment.fusion, embeddings, own, takes["tokens"])
-        states = ops.cast(encode_embeddings(roberta, embeddings, mask), "float32")
+        states = ops.cast(encode_embeddings(self.roberta, embeddings, mask), "float32")
         pooled = pool(states, mask, experiment.pooling)
         self.model = _model(takes | {"mask": mask}, pooled)
 
         # === Config ===
         self.fusion = experiment.fusion
-        self.width, self.blocks = preset.width, preset.blocks
+        self.width, self.blocks = slm_preset.width, slm_preset.blocks
         self.max_tokens = experiment.max_tokens
         self.longest = self.max_tokens * (2 if self.fusion == "prepend" else 1)
 
@@ -236,6 +284,11 @@ class Hybrid(RobertaOnly):
             return states
         return fused(self.fusion, states, self._places(tokens), tokens.roberta)
 
+    def without_gemma(self) -> RobertaOnly:
+        """The same RoBERTa, as it stands, on the text's own token embeddings."""
+        loaded = self.roberta, self.tokenizer
+        return RobertaOnly(self.experiment, self.presets["slm_preset"], loaded)
+
     def start_projection(
         self, texts: Sequence[str], tokens: Tokens, states: Ragged | Stacked
     ) -> Ridge:
@@ -248,7 +301,7 @@ class Hybrid(RobertaOnly):
         """
         if tokens.roberta is None:
             tokens = tokens._replace(roberta=super().tokenise(texts).roberta)
-        table = ops.convert_to_numpy(self.token_embedding.embeddings)
+        table = ops.convert_to_numpy(self.roberta.token_embedding.embeddings)
 
         def read(values):
             return ops.convert_to_numpy(self.reader(values[None]))[0]

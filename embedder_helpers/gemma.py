@@ -91,18 +91,24 @@ class Gemma:
         """Token ids, and whether each text was cut."""
         return tokenise(self.tokenizer, texts, max_tokens, end=False)
 
-    def states(self, ids: Ragged, wanted: Sequence[Depth]) -> Ragged | Stacked:
+    def states(
+        self, ids: Ragged, wanted: Sequence[Depth], batch_size: int | None = None
+    ) -> Ragged | Stacked:
         """Token states `(tokens, width)` at one or several depths, in memory."""
         shape = (int(ids.lengths.sum()), self.preset.width)
         found = {depth: end_to_end(np.empty(shape, depth.dtype), ids.lengths) for depth in wanted}
-        for depth, rows, values in self.walk(ids, wanted):
+        for depth, rows, values in self.walk(ids, wanted, batch_size=batch_size):
             ends = np.cumsum(ids.lengths[rows])
             for row, text in zip(rows, np.split(values, ends[:-1]), strict=True):
                 found[depth].text(row)[:] = text
         return stacked([found[depth] for depth in wanted])
 
     def walk(
-        self, ids: Ragged, wanted: Sequence[Depth], start: tuple[int, Ragged] | None = None
+        self,
+        ids: Ragged,
+        wanted: Sequence[Depth],
+        start: tuple[int, Ragged] | None = None,
+        batch_size: int | None = None,
     ) -> Iterator[tuple[Depth, np.ndarray, np.ndarray]]:
         """States at every wanted depth; each text passes each block once.
 
@@ -113,6 +119,7 @@ class Gemma:
             ids: token ids.
             wanted: depths.
             start: a cutoff, and the raw states of `ids` behind it to go on from; default: the text.
+            batch_size: texts that are computed at a time, at most.
 
         Yields:
             A depth, rows of `ids`, and these rows' states `(tokens, width)` end to end. Of one
@@ -124,7 +131,8 @@ class Gemma:
         first, residual = start or (0, None)
         deepest = max(depth.cutoff for depth in wanted)
         self._load(deepest)
-        batches = inference_batches(ids.lengths, CPU_TOKENS if platform.on_cpu() else GPU_TOKENS)
+        budget = CPU_TOKENS if platform.on_cpu() else GPU_TOKENS
+        batches = inference_batches(ids.lengths, budget, batch_size=batch_size)
         work = platform.forward_work(ids.lengths.sum(), deepest - first, self.preset.width)
         with platform.progress(len(ids), f"Gemma, {deepest} blocks", work=work) as bar:
             # One batch at a time, or a chunk of them for each block that is streamed in.

@@ -44,6 +44,21 @@ def read_local(
     return found
 
 
+def read_texts(path: Path, text_column: str) -> list[str]:
+    """The texts of one file, checked; other columns are not looked at.
+
+    Raises:
+        InputError: no such file or column, or a text that is none.
+    """
+    if not exists(path):
+        raise InputError(f"there is no file {path}")
+    rows = _rows(path)
+    _check_column(path, rows, text_column, "--text-column")
+    texts = [row[text_column] for row in rows]
+    check_texts(texts, path.name)
+    return texts
+
+
 def exists(path: Path) -> bool:
     """Whether there is such a file or folder; a name too long for one is not an error."""
     try:
@@ -205,15 +220,8 @@ def _columns(
     path: Path, rows: list[dict[str, Any]], text_column: str, label_column: str
 ) -> Columns:
     """Texts and labels, checked."""
-    for column, setting in ((text_column, "text_column"), (label_column, "label_column")):
-        without = [number for number, row in enumerate(rows, 1) if column not in row]
-        if without:
-            there = ", ".join(map(str, rows[without[0] - 1]))
-            place = "" if len(without) == len(rows) else f" in {_name_rows(without)}"
-            raise InputError(
-                f"{path.name}: no column {column!r}{place}, only {there}: "
-                f"name the column with {setting}"
-            )
+    _check_column(path, rows, text_column, "text_column")
+    _check_column(path, rows, label_column, "label_column")
     texts = [row[text_column] for row in rows]
     check_texts(texts, path.name)
     labels = [row[label_column] for row in rows]
@@ -221,6 +229,17 @@ def _columns(
     if path.suffix == ".csv" and all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
         labels = [int(label) for label in labels]
     return texts, _labels(labels, path.name)
+
+
+def _check_column(path: Path, rows: list[dict[str, Any]], column: str, setting: str) -> None:
+    without = [number for number, row in enumerate(rows, 1) if column not in row]
+    if without:
+        there = ", ".join(map(str, rows[without[0] - 1]))
+        place = "" if len(without) == len(rows) else f" in {_name_rows(without)}"
+        raise InputError(
+            f"{path.name}: no column {column!r}{place}, only {there}: "
+            f"name the column with {setting}"
+        )
 
 
 def _labels(values: list[Any], where: str) -> np.ndarray:

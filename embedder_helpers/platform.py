@@ -159,8 +159,21 @@ def forward_work(tokens: int, blocks: int, width: int) -> float:
 
 # The bar of the whole run while there is one; parts of the run move it instead of their own.
 _whole: tqdm | None = None
+DELAY = 2  # seconds before a bar is shown
 # Where bars are drawn; None: on standard output.
 bars: TextIO | None = None
+_shown = True
+
+
+@contextlib.contextmanager
+def bars_shown(shown: bool) -> Iterator[None]:
+    """Draws no progress bars meanwhile, unless `shown`."""
+    global _shown
+    before, _shown = _shown, _shown and shown
+    try:
+        yield
+    finally:
+        _shown = before
 
 
 @contextlib.contextmanager
@@ -188,8 +201,9 @@ def progress(total: int, what: str, unit: str = "text", *, work: float = 0.0) ->
         return
     file = bars or sys.stdout
     with tqdm(
-        total=total, desc=what, unit=unit, file=file, delay=2, mininterval=2, leave=False
-    ) as bar:
+        total=total, desc=what, unit=unit, file=file, delay=DELAY, mininterval=2, leave=False,
+        disable=not _shown,
+    ) as bar:  # fmt: skip
         yield bar
 
 

@@ -5,18 +5,19 @@ They see the training and the validation split, never the test split.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from embedder_helpers import platform
 from embedder_helpers.embedder import GemmaOnly
 from embedder_helpers.gemma import Depth
+from embedder_helpers.head import Head
 from embedder_helpers.states import Store
 from embedder_helpers.tokens import Tokens
 
@@ -56,10 +57,8 @@ def choose_cutoff(
     return found
 
 
-def fit_probe(
-    fit: tuple[np.ndarray, np.ndarray], watched: tuple[np.ndarray, np.ndarray]
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A logistic regression on standardised embeddings, as a function `embeddings -> labels`.
+def fit_probe(fit: tuple[np.ndarray, np.ndarray], watched: tuple[np.ndarray, np.ndarray]) -> Head:
+    """A logistic regression on standardised embeddings.
 
     Of several penalties the one that labels the most watched texts rightly is taken; of equals, the
     strongest.
@@ -76,4 +75,14 @@ def fit_probe(
             warnings.simplefilter("ignore", ConvergenceWarning)
             classifier.fit(*fit)
         found.setdefault(classifier.score(*watched), classifier)
-    return found[max(found)].predict
+    return _head(found[max(found)])
+
+
+def _head(classifier: Pipeline) -> Head:
+    """The classifier as one linear map, its standardisation multiplied in."""
+    scaler, regression = (step for _, step in classifier.steps)
+    kernel, bias = regression.coef_.T / scaler.scale_[:, None], regression.intercept_
+    bias = bias - scaler.mean_ @ kernel
+    if len(regression.classes_) == 2:  # it keeps the second label's logit; the first's is 0
+        kernel, bias = (np.concatenate([0 * one, one], -1) for one in (kernel, bias))
+    return Head(kernel, bias, regression.classes_)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,16 +14,25 @@ from embedder_helpers.shapes import parameters
 
 if TYPE_CHECKING:  # both bring in Keras, seconds that a mistake should not wait for
     from embedder_helpers.embedder import Embedder
+    from embedder_helpers.head import Head
     from embedder_helpers.states import Store
     from embedder_helpers.tokens import Tokens
 
 
 def run(plan: Plan, store: "Store") -> Result:
+    """The result of `train_and_score` alone."""
+    return train_and_score(plan, store)[1]
+
+
+def train_and_score(plan: Plan, store: "Store") -> tuple["Embedder", Result]:
     """Text → token ids → states → trained → embeddings → scores.
 
     Args:
         plan: of the experiment.
         store: where Gemma's states are, or go to.
+
+    Returns:
+        The embedder, with its head if one was trained, and the result.
 
     Raises:
         InputError: states that do not fit or are not finite; a training that diverged.
@@ -42,6 +50,7 @@ def run(plan: Plan, store: "Store") -> Result:
     clock.stop("load")
 
     learned = _learn(plan, embedder, store, cut, clock) if "fit" in plan.rows else _Learned()
+    embedder.head = learned.head
     embeddings = _embed(embedder, plan.texts("drawn", "scored"), store, cut)
     drawn, scored = np.split(embeddings, [len(plan.rows["drawn"])])
     clock.stop("embed")
@@ -49,7 +58,7 @@ def run(plan: Plan, store: "Store") -> Result:
     clock.stop("score")
 
     given = _given(plan, asked)
-    return Result(
+    return embedder, Result(
         **given,
         **scores,
         history=learned.history,
@@ -114,12 +123,12 @@ class _Learned(NamedTuple):
     """What training left beside the embedder's weights.
 
     Attributes:
-        head: `embeddings -> labels`; None where none was trained.
+        head: None where none was trained.
         history: of the epochs.
         projection: of a closed-form start.
     """
 
-    head: Callable[[np.ndarray], np.ndarray] | None = None
+    head: "Head | None" = None
     history: list[dict[str, float]] = []
     projection: dict[str, float] | None = None
 
@@ -158,9 +167,10 @@ def _learn(
     return _Learned(head, history, projection)
 
 
-def _train(plan: Plan, embedder: "Embedder", inputs: Any) -> tuple[Any, list[dict[str, float]]]:
+def _train(plan: Plan, embedder: "Embedder", inputs: Any) -> tuple["Head", list[dict[str, float]]]:
     """Trains the embedder's model in place; gives the head and the history."""
     from embedder_helpers import training
+    from embedder_helpers.head import Head
 
     count, classes = len(plan.rows["fit"]), plan.task.classes
     parts = {"fit": range(count), "watched": range(count, len(inputs))}
@@ -173,8 +183,7 @@ def _train(plan: Plan, embedder: "Embedder", inputs: Any) -> tuple[Any, list[dic
     passes = embedder.forward_work(3 * fit[0].lengths) + embedder.forward_work(watched[0].lengths)
     work = plan.experiment.epochs * passes
     history = training.fit(classifier, fit, watched, plan.experiment, embedder.longest, work)
-    kernel, bias = classifier.get_layer("head").get_weights()
-    return lambda embeddings: classes[(embeddings @ kernel + bias).argmax(-1)], history
+    return Head(*classifier.get_layer("head").get_weights(), classes), history
 
 
 def _embed(
@@ -213,7 +222,7 @@ def _scores(
     plan: Plan,
     drawn: np.ndarray,
     scored: np.ndarray,
-    head: Callable[[np.ndarray], np.ndarray] | None,
+    head: "Head | None",
 ) -> dict[str, Any]:
     """The fields of a Result that tell how good the embeddings are."""
     task, labels = plan.task, plan.labels("scored")
@@ -224,7 +233,7 @@ def _scores(
         samples_per_label=task.samples_per_label,
         rows=plan.rows["drawn"],
     )
-    head_answers = head(scored) if head else None
+    head_answers = head.predict(scored) if head else None
 
     def told(kept: np.ndarray) -> dict[str, Any]:
         scores = protocol.Scores.of(labels[kept], [answer[kept] for answer in answers])

@@ -26,7 +26,6 @@ import numpy as np
 from embedder_helpers import platform
 from embedder_helpers.config import PACKAGE, Experiment, make_experiment
 from embedder_helpers.plan import Plan
-from embedder_helpers.result import read_result
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Share:
         note = self._note(one.path.stem)
         if note.exists():
             self.failures[one.path.stem] = note.read_text(encoding="utf-8")
-        return note.exists() or read_result(one.path) is not None
+        return note.exists() or one.finished()
 
     def fail(self, name: str, reason: str, everywhere: bool) -> None:
         """Notes why an experiment failed; if it would everywhere, no other process tries it too."""

@@ -25,7 +25,7 @@ from embedder_helpers.config import (
 )
 from embedder_helpers.plan import Plan, plan
 from embedder_helpers.result import Result, read_result, write_result
-from embedder_helpers.run import run
+from embedder_helpers.run import train_and_score
 from embedder_helpers.shares import Share, shared
 from embedder_helpers.tasks import Task
 
@@ -118,10 +118,10 @@ def sweep(
     folder = platform.writable_folder(out)
     until = session.end(hours)
     plans = _plans(experiments, folder)
-    todo = [one for one in plans if read_result(one.path) is None]
+    todo = [one for one in plans if not one.finished()]
     if brought := session.bring(one.path for one in todo):
         print(f"{brought} results of an earlier session taken from {platform.KAGGLE_INPUTS}")
-        todo = [one for one in todo if read_result(one.path) is None]
+        todo = [one for one in todo if not one.finished()]
     print(f"{len(plans)} experiments, {len(plans) - len(todo)} of them found in {folder}")
     for note in dict.fromkeys(
         f"{one.task.name}: {note}" for one in todo for note in one.task.notes
@@ -132,9 +132,9 @@ def sweep(
         with shared(experiments, folder, until, len(todo)) as share:
             unfinished = _run_all(plans, todo, until, share)
     report.write_csv(folder)
-    found = {one.path.stem: read_result(one.path) for one in plans}
-    results = [result for result in found.values() if result]
-    failed = {name: reason for name, reason in unfinished.items() if not found[name]}
+    results = [result for one in plans if (result := read_result(one.path))]
+    finished = {one.path.stem for one in plans if one.finished()}
+    failed = {name: reason for name, reason in unfinished.items() if name not in finished}
     if left := list(failed.values()).count(LEFT):
         print(
             f"stopped in time, with {left} experiments to go: run this again, and what is "
@@ -156,7 +156,7 @@ def run_share(experiments: Sequence[Experiment], folder: Path, until: float, sha
         share: of this process.
     """
     plans = _plans(experiments, folder)
-    _run_all(plans, [one for one in plans if read_result(one.path) is None], until, share)
+    _run_all(plans, [one for one in plans if not one.finished()], until, share)
 
 
 def _plans(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
@@ -239,13 +239,18 @@ def _fill(wave: "Wave", work: float, bar: Any, share: Share) -> None:
 
 
 def _run_one(one: Plan, store: "Store") -> None:
-    """Runs a plan and keeps its result; nothing of an earlier model is left in memory."""
+    """Runs a plan and keeps what it gives; nothing of an earlier model is left in memory."""
     import keras
+
+    from embedder_helpers.saved import save
 
     keras.backend.clear_session()
     gc.collect()
-    result = run(one, store)
+    embedder, result = train_and_score(one, store)
     write_result(result, one.path)
+    if asked := one.experiment.save_embedder:
+        folder = save(embedder, one.embedder_folder, asked == "with_gemma", result)
+        platform.say(f"  embedder saved in {folder}")
     _traceback_file(one).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # written again at the end, where it is told
         report.write_csv(one.path.parent)

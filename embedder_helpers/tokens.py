@@ -201,9 +201,14 @@ def bucket(length: int, most: int | None = None) -> int:
 
 
 def inference_batches(
-    lengths: np.ndarray, token_budget: int, most: int | None = None
+    lengths: np.ndarray,
+    token_budget: int,
+    most: int | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[tuple[np.ndarray, int, int]]:
     """Rows, padded length and padded number of texts, longest first, about `token_budget` a batch.
+
+    And at most `batch_size` texts, where that is given.
 
     Longest first, so that a batch that does not fit the memory fails at once. The number of texts
     is the bucket's full one or, for the last batch of a bucket, the next power of two.
@@ -211,7 +216,7 @@ def inference_batches(
     buckets = np.array([bucket(length, most) for length in lengths])
     for length in sorted(set(buckets.tolist()), reverse=True):
         rows = np.flatnonzero(buckets == length)
-        full = max(1, token_budget // length)
+        full = min(max(1, token_budget // length), batch_size or token_budget)
         for start in range(0, len(rows), full):
             batch = rows[start : start + full]
             yield batch, length, min(full, 1 << (len(batch) - 1).bit_length())

@@ -50,6 +50,7 @@ ALLOWED = {
     "scored_split": ["test", "validation"],
     "train_split": ["train", "validation"],
     "max_train_texts": [None, 2, 4000],
+    "save_embedder": [True, False, "with_gemma"],
     "states_dir": [None, "some/folder"],
     "states_gigabytes": [None, 0.5, 20],
     "stream_blocks": [True, False],
@@ -91,12 +92,13 @@ IMPOSSIBLE = {
     "scored_split": [("train", "test, validation"), (None, "test")],
     "train_split": [("test", "train, validation")],
     "max_train_texts": [(1, "at least 2"), ("all", "null")],
+    "save_embedder": [(1, "with_gemma"), ("gemma", "with_gemma"), (None, "true, false")],
     "states_dir": [("", "null"), (7, "null")],
     "states_gigabytes": [(0, "above 0"), (-1, "above 0"), ("all", "null"), (True, "above 0")],
     "stream_blocks": [(bad, "true or false") for bad in (1, "yes", None)],
 }
 # Where states are kept, and how Gemma is held in memory, makes no other result.
-HOW = {"states_dir", "states_gigabytes", "stream_blocks"}
+HOW = {"save_embedder", "states_dir", "states_gigabytes", "stream_blocks"}
 SPLITS = {"train_split", "max_train_texts"}
 OF_TRAINING = {"warmup", "clip_norm", "patience", "class_weights"}
 TRAINING = {"batch_size", "learning_rate", "projection_learning_rate"} | OF_TRAINING | SPLITS

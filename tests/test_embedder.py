@@ -60,9 +60,49 @@ def test_a_text_that_is_none_is_named_by_its_row(tiny_embedders, text, fault):
         tiny_embedders["roberta_only"].encode(["Fine.", text])
 
 
-def test_one_text_is_not_taken_for_a_list_of_letters(tiny_embedders):
-    with pytest.raises(InputError, match="put the one text into a list"):
-        tiny_embedders["roberta_only"].encode("Fine.")
+def test_one_text_has_one_embedding(tiny_embedders):
+    alone = tiny_embedders["roberta_only"].encode("Fine.")
+    np.testing.assert_array_equal(alone, tiny_embedders["roberta_only"].encode(["Fine."])[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_more_texts_than_the_batch_size_are_computed_at_a_time(
+    tiny_embedders, kind, monkeypatch
+):
+    embedder, sizes = tiny_embedders[kind], []
+    predict = embedder.model.predict_on_batch
+    monkeypatch.setattr(
+        embedder.model,
+        "predict_on_batch",
+        lambda batch: sizes.append(len(batch["mask"])) or predict(batch),
+    )
+    embeddings = embedder.encode(TEXTS, batch_size=1)
+    assert sizes == [1] * len(TEXTS)
+    np.testing.assert_allclose(embeddings, embedder.encode(TEXTS), atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, "8"])
+def test_an_impossible_batch_size_is_told(tiny_embedders, batch_size):
+    with pytest.raises(InputError, match=f"batch_size is {batch_size!r}"):
+        tiny_embedders["roberta_only"].encode(TEXTS, batch_size=batch_size)
+
+
+def test_normalized_embeddings_have_length_one_and_their_direction(tiny_embedders):
+    plain = tiny_embedders["roberta_only"].encode(TEXTS)
+    unit = tiny_embedders["roberta_only"].encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), 1e-5)
+
+
+def test_embeddings_may_be_a_tensor_of_the_backend(tiny_embedders):
+    tensor = tiny_embedders["roberta_only"].encode(TEXTS, convert_to_numpy=False)
+    assert keras.ops.is_tensor(tensor) and tensor.shape == (len(TEXTS), 128)
+
+
+def test_a_bar_is_shown_unless_it_is_not_wanted(tiny_embedders, monkeypatch, capsys):
+    monkeypatch.setattr("embedder_helpers.platform.DELAY", 0)
+    for shown in (True, False):
+        tiny_embedders["roberta_only"].encode(TEXTS, show_progress_bar=shown)
+        assert ("embedding" in capsys.readouterr().out) == shown
 
 
 def test_texts_over_the_limit_are_cut_and_told():
@@ -185,7 +225,7 @@ def test_a_started_projection_gives_vectors_nearer_to_robertas_embeddings_than_a
     tokens = embedder.tokenise(TEXTS)
     states = embedder.states(tokens)
     slm_ids, _ = tokenise(embedder.tokenizer, TEXTS, 256, end=True)
-    table = keras.ops.convert_to_numpy(embedder.token_embedding.embeddings)
+    table = keras.ops.convert_to_numpy(embedder.roberta.token_embedding.embeddings)
 
     def read(values):
         return embedder.reader.predict_on_batch(values)

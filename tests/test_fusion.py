@@ -170,7 +170,7 @@ def test_behind_an_open_gate_each_token_is_its_own_embedding_and_its_states(open
     states = opened.states(tokens)
     ids = (opened.gemma.tokenizer, tokens.gemma), (opened.tokenizer, tokens.roberta)
     places = align(*ids)
-    table = keras.ops.convert_to_numpy(opened.token_embedding.embeddings)
+    table = keras.ops.convert_to_numpy(opened.roberta.token_embedding.embeddings)
     kernel, bias = opened.projection.get_layer("projection_linear").get_weights()
     rows, length = range(len(TEXTS)), bucket(tokens.roberta.lengths.max())
     found = input_embeddings(opened, opened.inputs(tokens, states).batch(rows, length, len(TEXTS)))

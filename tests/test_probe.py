@@ -171,7 +171,7 @@ def test_a_probes_penalty_is_the_one_that_labels_most_watched_texts_rightly(seed
     given = generator.normal(size=(40 + 12, 30))
     given[:, 0] += 2 * np.concatenate(labels)
     others = generator.normal(size=(200, 30))
-    answered = fit_probe((given[:40], labels[0]), (given[40:], labels[1]))(others)
+    answered = fit_probe((given[:40], labels[0]), (given[40:], labels[1])).predict(others)
     scaler = StandardScaler().fit(given[:40])
     right, answers = {}, {}
     for penalty in probe_module.INVERSE_PENALTIES:

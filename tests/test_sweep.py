@@ -276,20 +276,24 @@ def test_a_missing_result_is_computed_again_from_states_on_disk(mixed, tmp_path,
 def pair(mixed, monkeypatch):
     """Two experiments of which the mixed sweep has the results, which are given at once."""
     known = {one.experiment["llm_layers"]: one for one in (mixed.results[0], mixed.results[-1])}
-    monkeypatch.setattr(sweep_module, "run", lambda plan, _: known[plan.experiment.llm_layers])
+
+    def look_up(plan, store):
+        return None, known[plan.experiment.llm_layers]
+
+    monkeypatch.setattr(sweep_module, "train_and_score", look_up)
     return [mixed.experiments[0], mixed.experiments[-1]]
 
 
 def fail_at(layers, monkeypatch, error):
     """Lets experiments of some cutoffs fail."""
-    run = sweep_module.run
+    run = sweep_module.train_and_score
 
     def failing(plan, store):
         if plan.experiment.llm_layers in layers:
             raise error
         return run(plan, store)
 
-    monkeypatch.setattr(sweep_module, "run", failing)
+    monkeypatch.setattr(sweep_module, "train_and_score", failing)
 
 
 def test_a_bug_is_told_with_its_traceback_and_the_rest_goes_on(pair, tmp_path, monkeypatch):
