@@ -74,8 +74,8 @@ def sections(results: Sequence[Result]) -> list[Section]:
             "cutoffs",
             "Over the cutoff",
             "A smooth curve says where Gemma holds what the task needs; a jagged one, that "
-            "differences between neighbours are noise. Bands reach from the lowest seed to the "
-            "highest.",
+            "differences between neighbours are noise. Bands are 95 % intervals, where seeds allow "
+            "one.",
             figure=figures.plot_layers(results) if has_curve(results) else None,
         ),
         Section(
