@@ -2,7 +2,8 @@
 
 Git fetches the two tasks' files and the models' metadata alone, some thousand small files of a
 repository that is far larger. A model has one row per task; a row that the repository no longer has
-stays as it was, with its month and commit, so that a place is not won by a file's removal.
+stays as it was, with its month and commit, so that a place is not won by a file's removal. Tried on
+a repository made in that layout, not yet on the public one.
 """
 
 import datetime
