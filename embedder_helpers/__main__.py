@@ -54,6 +54,17 @@ def _parser() -> argparse.ArgumentParser:
     document.add_argument("folder", metavar="DIR", help="of results, or of folders of results")
     document.add_argument("--out", metavar="DIR", help="where it goes (`report` in the folder)")
     document.set_defaults(command=_report)
+    board = commands.add_parser(
+        "leaderboard", help="say what the leaderboard's figures are from, or read them anew"
+    )
+    board.add_argument("--refresh", action="store_true", help="read them anew, with git")
+    board.add_argument(
+        "--from", metavar="URL", dest="url", help="of a mirror or a clone of the repository"
+    )
+    board.add_argument(
+        "--out", metavar="FILE", help="where they go (the package's own file, which it reads)"
+    )
+    board.set_defaults(command=_leaderboard)
     mteb = commands.add_parser(
         "mteb", help="write results as MTEB keeps its own, readable by mteb.ResultCache"
     )
@@ -155,6 +166,19 @@ def _report(options: argparse.Namespace) -> int:
     out = options.out or Path(options.folder) / "report"
     for path in write_document(sections(load_results(options.folder)), out):
         print(path)
+    return 0
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from embedder_helpers.leaderboard import FIGURES, told
+    from embedder_helpers.refresh import URL, refresh
+
+    if options.refresh:
+        print(told(refresh(options.url or URL, options.out or FIGURES)))
+    elif options.url or options.out:
+        raise InputError("--from and --out go with --refresh, which reads the figures anew")
+    else:
+        print(told(FIGURES))
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from embedder_helpers import comparison, figures
-from embedder_helpers.leaderboard import READ, against_original, places
+from embedder_helpers.leaderboard import against_original, as_of, places
 from embedder_helpers.platform import writable_folder, write_whole
 from embedder_helpers.report import as_markdown, has_curve, notes, table
 from embedder_helpers.result import Result
@@ -59,7 +59,7 @@ def sections(results: Sequence[Result]) -> list[Section]:
             "The place on MTEB's leaderboard",
             "The place that each embedder would take by accuracy on the test split: among all "
             "models that there are figures of, within its interval, and among those known to be, "
-            f"or not to be, trained on the task as it was ({READ}; some figures are "
+            f"or not to be, trained on the task as it was ({as_of()}; some figures are "
             "self-reported, some since removed; parameters without the projection's).",
             places(results),
             figures.plot_leaderboard(results),
@@ -74,8 +74,8 @@ def sections(results: Sequence[Result]) -> list[Section]:
             "cutoffs",
             "Over the cutoff",
             "A smooth curve says where Gemma holds what the task needs; a jagged one, that "
-            "differences between neighbours are noise. Bands reach from the lowest seed to the "
-            "highest.",
+            "differences between neighbours are noise. Bands are 95 % intervals, where seeds allow "
+            "one.",
             figure=figures.plot_layers(results) if has_curve(results) else None,
         ),
         Section(

@@ -1,6 +1,8 @@
 """Figures: scores of each embedder, and curves over the cutoff."""
 
 import itertools
+import math
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import pandas as pd
 from embedder_helpers.ablation import steps
 from embedder_helpers.comparison import COLUMNS, groups, mean, scores
 from embedder_helpers.leaderboard import leaderboard, original_study, ours
-from embedder_helpers.report import KIND_NAMES, apart, long_table, of_validation, told
+from embedder_helpers.report import KIND_NAMES, of_validation
 from embedder_helpers.result import Result
 
 COLORS = {"hybrid": "#c50", "gemma_only": "#136", "roberta_only": "#383"}
@@ -22,8 +24,8 @@ METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
 def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> Any:
     """Accuracy and F1 over the cutoff, with the baselines, the floor and the published curve.
 
-    Lines are means over seeds and bands reach from the lowest to the highest seed. Several cutoffs
-    pooled into one have no place on the axis and are left out.
+    Lines are means over seeds and draws, and bands their 95 % intervals; one seed of what was
+    trained has none. Several cutoffs pooled into one have no place on the axis and are left out.
 
     Args:
         results: of one or more tasks; each task is a row of panels.
@@ -34,18 +36,14 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> An
     """
     from matplotlib.ticker import MultipleLocator
 
-    frame = long_table(results)
-    keys = apart(results)
-    frame["trained"] = [bool(result.history) for result in results]
-    frame["told"] = [", ".join(told(result, keys)) for result in results]
-    tasks = sorted(frame["task"].unique())
-    figure, panels = _panels(tasks, [3.6] * len(tasks), sharex=True)
+    found = dict(sorted(_by_task(results).items()))
+    figure, panels = _panels(list(found), [3.6] * len(found), sharex=True)
     published = original_study()
     if any(map(of_validation, results)):
         published = published.iloc[:0]
-    for task, row in zip(tasks, panels, strict=True):
+    for task, row in zip(found, panels, strict=True):
         for metric, panel in zip(METRICS, row, strict=True):
-            _curves(panel, frame[frame["task"] == task], metric)
+            _curves(panel, found[task], metric)
             _published(panel, published[published["task"] == task], metric)
             panel.grid(alpha=0.3)
     for panel in panels[-1]:
@@ -54,29 +52,41 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> An
     return _finished(figure, panels, path)
 
 
-def _curves(panel: Any, frame: pd.DataFrame, metric: str) -> None:
+def _curves(panel: Any, found: dict[str, list[Result]], metric: str) -> None:
     """Our scores of one task: a line over cutoffs for each kind, a level for RoBERTa alone."""
+    column, bounded = {"accuracy": "accuracy", "f1": "F1"}[metric], False
     for kind in ("hybrid", "gemma_only"):
         color = COLORS[kind]
-        single = frame[(frame["kind"] == kind) & frame["llm_layers"].str.fullmatch(r"\d+")]
-        for (setting, group), style in zip(single.groupby("told"), itertools.cycle(STYLES)):
-            scores = group.groupby(group["llm_layers"].astype(int))[metric]
-            label = ", ".join(filter(None, [KIND_NAMES[kind], setting]))
-            panel.plot(scores.mean(), style, marker="o", ms=4, color=color, label=label)
-            lowest, highest = scores.min(), scores.max()
-            panel.fill_between(lowest.index, lowest, highest, color=color, alpha=0.15)
-    roberta = frame[frame["kind"] == "roberta_only"]
-    for (trained, setting), group in roberta.groupby(["trained", "told"]):
-        words = ["RoBERTa only", "" if trained else "untrained", setting]
-        label = ", ".join(filter(None, words))
-        panel.axhline(
-            group[metric].mean(),
-            color=COLORS["roberta_only"],
-            ls="-" if trained else "--",
-            label=label,
-        )
-    floor = "floor_accuracy" if metric == "accuracy" else "floor_f1"
-    panel.axhline(frame[floor].iloc[0], color="#777", ls=":", label="floor: the commonest label")
+        for (label, curve), style in zip(_by_cutoff(found, kind).items(), itertools.cycle(STYLES)):
+            means, low, high = zip(*(mean(group, column) for group in curve.values()), strict=True)
+            panel.plot(list(curve), means, style, marker="o", ms=4, color=color, label=label)
+            # Its edge shows an interval that stands alone.
+            panel.fill_between(list(curve), low, high, color=color, alpha=0.15, lw=2)
+            bounded |= any(map(math.isfinite, low))
+    for name, group in found.items():
+        if group[0].experiment["kind"] == "roberta_only":
+            style = "-" if group[0].history else "--"
+            level = mean(group, column).mean
+            panel.axhline(level, color=COLORS["roberta_only"], ls=style, label=name)
+    floor = next(iter(found.values()))[0].floor[metric]
+    panel.axhline(floor, color="#777", ls=":", label="floor: the commonest label")
+    if bounded:
+        panel.fill_between([], [], color="#777", alpha=0.3, label="95 % interval")
+
+
+def _by_cutoff(found: dict[str, list[Result]], kind: str) -> dict[str, dict[int, list[Result]]]:
+    """The results of a kind by their name without its cutoff, then by the cutoff, in order."""
+    curves: dict[str, dict[int, dict[int, Result]]] = {}
+    for name, group in sorted(found.items(), key=lambda one: one[1][0].cutoffs):
+        if group[0].experiment["kind"] == kind and len(group[0].cutoffs) == 1:
+            curve = curves.setdefault(re.sub(r" \[.*?\]", "", name, count=1), {})
+            # A chosen cutoff and the same one given are the same result: a seed counts once.
+            seeds = curve.setdefault(group[0].cutoffs[0], {})
+            seeds |= {one.experiment["seed"]: one for one in group}
+    return {
+        label: {cutoff: list(seeds.values()) for cutoff, seeds in curve.items()}
+        for label, curve in curves.items()
+    }
 
 
 def _published(panel: Any, frame: pd.DataFrame, metric: str) -> None:
@@ -101,10 +111,15 @@ def plot(results: Sequence[Result], path: str | Path | None = None) -> Any:
     Returns:
         The matplotlib figure.
     """
-    by_task: dict[str, dict[str, list[Result]]] = {}
+    return _plot(_by_task(results), path)
+
+
+def _by_task(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
+    """The groups of the comparison, by task and then by name."""
+    found: dict[str, dict[str, list[Result]]] = {}
     for (task, name), group in groups(results).items():
-        by_task.setdefault(task, {})[name] = group
-    return _plot(by_task, path)
+        found.setdefault(task, {})[name] = group
+    return found
 
 
 def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) -> Any:

@@ -1,15 +1,17 @@
 """The leaderboard: the place our embedders would take on it, and the original study point by point.
 
-Scores of 95 models on the original study's two tasks (test split, English) are carried in
-`results/reference/leaderboard.csv`, read in November 2026 from the public results repository of
-MTEB's leaderboard, `embeddings-benchmark/results` (CC0), at the commit in each row (`~1`: the one
-before, where the file was removed). Some are self-reported. `trained_on_task` is what a model's
-own metadata say; `unknown` where they say nothing, or where a score far above those of like models
-makes them doubtful.
+Scores of other models on the original study's two tasks (test split, English) are carried in
+`results/reference/leaderboard.csv`, read from the public results repository of MTEB's leaderboard
+in the month and at the commit in each row (`~1`: the one before, where the file was removed). Some
+are self-reported. `trained_on_task` is what a model's own metadata say; `unknown` where they say
+nothing, or where a score far above those of like models makes them doubtful. `refresh` reads them
+anew.
 """
 
+import datetime
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -20,12 +22,35 @@ from embedder_helpers.result import Result
 from embedder_helpers.tasks import MTEB_TASKS
 
 REFERENCE = carried("reference", "results/reference")
-READ = "November 2026"  # when the leaderboard's figures were taken
+FIGURES = REFERENCE / "leaderboard.csv"
+SOURCE = "github.com/embeddings-benchmark/results"  # CC0
+# A commit of digits alone, or with an e among them, is no number.
+TYPES = {"parameters": "Int64", "mteb_version": "str", "commit": "str", "read": "str"}
 
 
-def leaderboard() -> pd.DataFrame:
+def leaderboard(path: Path = FIGURES) -> pd.DataFrame:
     """A row per model and task: model, parameters, task, accuracy, f1, trained_on_task, …"""
-    return pd.read_csv(REFERENCE / "leaderboard.csv", dtype={"parameters": "Int64"})
+    return pd.read_csv(path, dtype=TYPES)
+
+
+def as_of(path: Path = FIGURES) -> str:
+    """The month in which the figures were last read, in words: `November 2026`."""
+    return f"{datetime.date.fromisoformat(leaderboard(path)['read'].max() + '-01'):%B %Y}"
+
+
+def told(path: Path = FIGURES) -> str:
+    """What the figures are from, and how many models each task has, in lines."""
+    board = leaderboard(path)
+    newest = board[board["read"] == board["read"].max()]
+    lines = [f"{path}: scores on MTEB's leaderboard, as of {as_of(path)}"]
+    lines += [f"from {SOURCE} (CC0), commit {', '.join(newest['commit'].value_counts().index)}"]
+    for task, rows in board.groupby("task"):
+        trained = rows["trained_on_task"].value_counts()
+        split = ", ".join(f"{word} {trained.get(word, 0)}" for word in ("yes", "no", "unknown"))
+        lines.append(f"{task}: {len(rows)} models (trained on the task: {split})")
+    if older := len(board) - len(newest):
+        lines.append(f"{older} rows are older: the repository no longer has them")
+    return "\n".join(lines)
 
 
 def original_study() -> pd.DataFrame:

@@ -3,6 +3,7 @@ import pytest
 from made_results import EMOTION, TRAINED, result
 
 from embedder_helpers import figures
+from embedder_helpers.comparison import mean
 from embedder_helpers.leaderboard import original_study
 
 
@@ -23,6 +24,7 @@ def lines(panel):
     }
 
 
+SEEDS = ((1, 0.0), (2, 0.03), (3, 0.01))  # and how far each lies above
 SWEPT = [
     *(result(cutoffs=(k,), accuracy=k / 20, seed=seed) for k in (1, 10, 18) for seed in (1, 2)),
     result(cutoffs=(1,), accuracy=0.25, seed=3),
@@ -42,6 +44,45 @@ def test_the_curves_stand_at_their_cutoffs_with_the_means_over_seeds(tmp_path):
     places, heights = found["Gemma only"]
     assert places.tolist() == [5, 18] and heights.tolist() == pytest.approx([5 / 30, 0.6])
     assert (tmp_path / "layers.png").stat().st_size > 1000
+
+
+def bands(panel):
+    """The ends of each band by its cutoff."""
+    found = []
+    for band in panel.collections:
+        ends = {}
+        for place, height in np.concatenate([path.vertices for path in band.get_paths()] or [[]]):
+            low, high = ends.get(place, (height, height))
+            ends[place] = min(low, height), max(high, height)
+        found.append(ends)
+    return found
+
+
+def test_bands_are_the_intervals_of_the_comparison():
+    seeds = [result(cutoffs=(4,), accuracy=0.5 + d, history=TRAINED, seed=s) for s, d in SEEDS]
+    alone = [result("gemma_only", (k,), accuracy=k / 30) for k in (4, 5)]
+    one_seed = [result(cutoffs=(9,), accuracy=0.7, history=TRAINED, seed=1)]
+    panels = figures.plot_layers([*seeds, *alone, *one_seed]).axes
+    for panel, column in zip(panels, ("accuracy", "F1"), strict=True):
+        hybrid, gemma, *_ = bands(panel)
+        assert hybrid == {4: pytest.approx(mean(seeds, column)[1:])}
+        ends = [pytest.approx(mean([one], column)[1:]) for one in alone]
+        assert gemma == dict(zip((4, 5), ends, strict=True))
+        assert "95 % interval" in panel.get_legend_handles_labels()[1]
+
+
+def test_one_trained_seed_has_no_band():
+    panel = figures.plot_layers([result(cutoffs=(k,), history=TRAINED) for k in (1, 2, 3)]).axes[0]
+    assert bands(panel) == [{}]
+    assert "95 % interval" not in panel.get_legend_handles_labels()[1]
+
+
+def test_a_chosen_cutoff_and_the_same_one_given_are_one_seed():
+    given = [result(cutoffs=(4,), accuracy=0.5 + d, history=TRAINED, seed=s) for s, d in SEEDS]
+    chosen = result(cutoffs=(4,), accuracy=0.5, history=TRAINED, seed=1, llm_layers="auto")
+    panel = figures.plot_layers([*given, chosen]).axes[0]
+    assert lines(panel)["hybrid"][1].tolist() == pytest.approx([mean(given, "accuracy").mean])
+    assert bands(panel)[0] == {4: pytest.approx(mean(given, "accuracy")[1:])}
 
 
 def test_curves_of_other_settings_are_apart_and_named():
