@@ -129,16 +129,21 @@ class Embedder:
         check_texts(texts, "encode")
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise InputError(f"batch_size is {batch_size!r}, but must be a whole number above 0")
-        embeddings = np.empty((len(texts), self.width), "float32")
         with platform.bars_shown(show_progress_bar):
-            for start in range(0, len(texts), CHUNK):
-                tokens = self.tokenise(texts[start : start + CHUNK])
-                inputs = self.inputs(tokens, self.states(tokens, batch_size))
-                embeddings[start : start + CHUNK] = self.embed(inputs, batch_size)
+            embeddings = self.encode_unchecked(texts, batch_size)
         if normalize_embeddings:
             lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
             embeddings /= np.maximum(lengths, np.finfo("float32").tiny)
         return embeddings if convert_to_numpy else ops.convert_to_tensor(embeddings)
+
+    def encode_unchecked(self, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
+        """`encode` for texts that may be empty, as some of MTEB's are."""
+        embeddings = np.empty((len(texts), self.width), "float32")
+        for start in range(0, len(texts), CHUNK):
+            tokens = self.tokenise(texts[start : start + CHUNK])
+            inputs = self.inputs(tokens, self.states(tokens, batch_size))
+            embeddings[start : start + CHUNK] = self.embed(inputs, batch_size)
+        return embeddings
 
     def save(self, folder: str | Path, with_gemma: bool = False) -> Path:
         """Saves it for `load(folder)`, as `saved.save` does."""

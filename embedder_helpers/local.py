@@ -228,7 +228,7 @@ def _columns(
     # A CSV file has no types: integers where every value is one.
     if path.suffix == ".csv" and all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
         labels = [int(label) for label in labels]
-    return texts, _labels(labels, path.name)
+    return texts, check_labels(labels, path.name)
 
 
 def _check_column(path: Path, rows: list[dict[str, Any]], column: str, setting: str) -> None:
@@ -242,8 +242,8 @@ def _check_column(path: Path, rows: list[dict[str, Any]], column: str, setting: 
         )
 
 
-def _labels(values: list[Any], where: str) -> np.ndarray:
-    """Labels, all whole numbers or all strings."""
+def check_labels(values: list[Any], where: str) -> np.ndarray:
+    """Labels `(n,)`, all whole numbers or all strings; raises InputError that says what is not."""
     missing = [
         number
         for number, value in enumerate(values, 1)

@@ -51,7 +51,7 @@ def write_mteb(results: Mapping[str, Result], folder: str | Path, org: str) -> l
         model, revision = model_name(result), name.removesuffix(".json").split("-")[-1]
         place = folder / f"{org}__{model}" / revision
         place.mkdir(parents=True, exist_ok=True)
-        _write(place / "model_meta.json", model_meta(result, f"{org}/{model}", revision))
+        _write(place / "model_meta.json", model_meta(f"{org}/{model}", revision, result))
         files.append(place / f"{result.task['name']}.json")
         _write(files[-1], task_result(result))
     return files
@@ -97,19 +97,20 @@ def task_result(result: Result) -> dict[str, Any]:
     }
 
 
-def model_meta(result: Result, name: str, revision: str) -> dict[str, Any]:
-    """The fields of an `mteb.models.ModelMeta`.
+def model_meta(name: str, revision: str, result: Result | None) -> dict[str, Any]:
+    """The fields of an `mteb.models.ModelMeta`; without a result, less is known.
 
     A trained embedder says that it was trained on its task, as MTEB asks; of an untrained one it
     is not known what its models have read.
     """
+    trained = result is not None and result.history
     return {
         "name": name,
         "revision": revision,
-        "n_parameters": result.parameters,
-        "max_tokens": result.experiment["max_tokens"],
+        "n_parameters": result.parameters if result else None,
+        "max_tokens": result.experiment["max_tokens"] if result else None,
         "framework": [],
-        "training_datasets": [result.task["name"]] if result.history else None,
+        "training_datasets": [result.task["name"]] if trained else None,
         "modalities": ["text"],
         "model_type": ["dense"],
         "loader": None,

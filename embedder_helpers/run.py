@@ -39,12 +39,10 @@ def train_and_score(plan: Plan, store: "Store") -> tuple["Embedder", Result]:
     """
     from embedder_helpers.embedder import build_embedder
 
-    clock, cut, asked, choice = _Clock(), {}, plan.experiment, None
+    clock, cut, asked = _Clock(), {}, plan.experiment
     plan.repeated()  # a text that cannot be read is told before anything long starts
-    if asked.chooses():
-        choice = _choose(plan, store)
-        best = int(max(choice, key=choice.get))
-        plan = dataclasses.replace(plan, experiment=dataclasses.replace(asked, llm_layers=best))
+    plan, choice = _with_cutoff(plan, store)
+    if choice:
         clock.stop("choose")
     embedder = build_embedder(plan.experiment, plan.presets)
     clock.stop("load")
@@ -72,6 +70,21 @@ def train_and_score(plan: Plan, store: "Store") -> tuple["Embedder", Result]:
     )
 
 
+def train(plan: Plan, store: "Store") -> "Embedder":
+    """The same without a look at the texts that are scored: the embedder alone.
+
+    Raises:
+        InputError: as `train_and_score` does.
+    """
+    from embedder_helpers.embedder import build_embedder
+
+    plan, _ = _with_cutoff(plan, store)
+    embedder = build_embedder(plan.experiment, plan.presets)
+    if "fit" in plan.rows:
+        embedder.head = _learn(plan, embedder, store, {}, _Clock()).head
+    return embedder
+
+
 def _given(plan: Plan, asked: Experiment) -> dict[str, Any]:
     """The fields of a Result that tell what went in; a chosen cutoff is the plan's own."""
     experiment, task, preset = plan.experiment, plan.task, plan.presets.get("llm_preset")
@@ -88,6 +101,16 @@ def _given(plan: Plan, asked: Experiment) -> dict[str, Any]:
         "blocks": preset.blocks if preset else None,
         "inputs": plan.inputs,
     }
+
+
+def _with_cutoff(plan: Plan, store: "Store") -> tuple[Plan, dict[str, float] | None]:
+    """The plan with its cutoff and, where that was to be chosen, what it was chosen by."""
+    if not plan.experiment.chooses():
+        return plan, None
+    choice = _choose(plan, store)
+    best = int(max(choice, key=choice.get))
+    one = dataclasses.replace(plan.experiment, llm_layers=best)
+    return dataclasses.replace(plan, experiment=one), choice
 
 
 # Choices made in this process: seeds, fusions and projections share them.

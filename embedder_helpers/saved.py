@@ -99,6 +99,7 @@ def _write(embedder: Embedder, folder: Path, with_gemma: bool, result: Result | 
         "result": dataclasses.asdict(result) if result else None,
         "files": {name: _checksum(path) for name, path in _files(folder)},
     }
+    told["revision"] = hashlib.sha256(json.dumps(told["files"]).encode()).hexdigest()[:8]
     text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
     (folder / "embedder.json").write_text(text, encoding="utf-8")
 

@@ -17,7 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedder_helpers.config import PACKAGE, Experiment, InputError
-from embedder_helpers.local import SPLIT_SEED, check_texts, exists, read_local, stratified_rows
+from embedder_helpers.local import (
+    SPLIT_SEED,
+    check_labels,
+    check_texts,
+    exists,
+    read_local,
+    stratified_rows,
+)
 
 # Tasks written for this project: counterfactual against factual sentences, and six emotions.
 SAMPLES = {name: PACKAGE / "builtin" / name for name in ("sample", "sample_emotion")}
@@ -184,6 +191,25 @@ def task_of(experiment: Experiment) -> Task:
         label_column=experiment.label_column,
         samples_per_label=experiment.samples_per_label,
     )
+
+
+def task_from(texts: Sequence[str], labels: Sequence[Any]) -> Task:
+    """A task to train on: a tenth of the texts is held out; the test split is the texts again.
+
+    Raises:
+        InputError: texts or labels that cannot be used.
+    """
+    import datasets
+
+    texts, labels = list(texts), np.asarray(labels).tolist()
+    check_texts(texts, "texts")
+    if len(texts) != len(labels):
+        raise InputError(f"there are {len(texts)} texts, but {len(labels)} labels")
+    rows = {"text": texts, "label": check_labels(labels, "labels").tolist()}
+    split = Split("texts", datasets.Dataset.from_dict(rows))
+    splits = {"train": split, "test": split}
+    notes = _check_labels(splits, DEFAULT_DRAWS, strict=True)
+    return _with_validation("texts", splits, DEFAULT_DRAWS, notes, _fingerprint({"train": split}))
 
 
 def load_task(
