@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedder_helpers import protocol
+from embedder_helpers import protocol, tracking
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.local import SPLIT_SEED, stratified_rows
 from embedder_helpers.presets import Preset, find_presets
@@ -71,8 +71,9 @@ def plan(experiment: Experiment, folder: Path, task: Task | None = None) -> Plan
         task: the experiment's, if it was loaded already.
 
     Raises:
-        InputError: a preset or data that cannot be used.
+        InputError: a preset, data or a tracker that cannot be used.
     """
+    tracking.check(experiment)
     presets = find_presets(experiment)
     task = task or task_of(experiment)
     inputs = {"task": task.fingerprint} | {

@@ -160,7 +160,7 @@ def _learn(
 
 def _train(plan: Plan, embedder: "Embedder", inputs: Any) -> tuple[Any, list[dict[str, float]]]:
     """Trains the embedder's model in place; gives the head and the history."""
-    from embedder_helpers import training
+    from embedder_helpers import tracking, training
 
     count, classes = len(plan.rows["fit"]), plan.task.classes
     parts = {"fit": range(count), "watched": range(count, len(inputs))}
@@ -172,7 +172,10 @@ def _train(plan: Plan, embedder: "Embedder", inputs: Any) -> tuple[Any, list[dic
     # A training step costs about three forward passes.
     passes = embedder.forward_work(3 * fit[0].lengths) + embedder.forward_work(watched[0].lengths)
     work = plan.experiment.epochs * passes
-    history = training.fit(classifier, fit, watched, plan.experiment, embedder.longest, work)
+    with tracking.trackers(plan.experiment, plan.path) as told:
+        history = training.fit(
+            classifier, fit, watched, plan.experiment, embedder.longest, work, told
+        )
     kernel, bias = classifier.get_layer("head").get_weights()
     return lambda embeddings: classes[(embeddings @ kernel + bias).argmax(-1)], history
 
