@@ -2,8 +2,11 @@ import json
 import os
 import sys
 
+import keras
+import numpy as np
 import pandas as pd
 import pytest
+from made_results import result
 from made_task import experiment
 from test_run import run
 
@@ -12,6 +15,7 @@ from embedder_helpers import tracking
 from embedder_helpers.config import InputError
 from embedder_helpers.plan import plan
 from embedder_helpers.report import results_in
+from embedder_helpers.result import write_result
 
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 KEY = "0123456789abcdef" * 3
@@ -32,6 +36,22 @@ def quick(task_folder, **keys):
     return experiment(task_folder, kind="roberta_only", **keys)
 
 
+def train(asked, path):
+    """Trains a model of one layer as an experiment asks; gives each epoch's metrics."""
+    from embedder_helpers.training import TwoRateAdamW
+
+    model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2, name="head")])
+    rate = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    model.compile(TwoRateAdamW(rate, 2.0), "mse", metrics=["accuracy"])
+    data = np.random.default_rng(0).normal(size=(8, 3)), np.eye(2)[[0, 1] * 4]
+    with tracking.trackers(asked, path) as told:
+        kept = model.fit(
+            *data, validation_data=data, epochs=asked.epochs, callbacks=told, verbose=0
+        )
+    epochs = zip(*kept.history.values(), strict=True)
+    return [dict(zip(kept.history, epoch, strict=True)) for epoch in epochs]
+
+
 def result_name(out):
     (path,) = out.glob("*.json")
     return path.stem
@@ -45,12 +65,16 @@ def rows(out):
     return table.to_dict("records")
 
 
-def test_each_epoch_is_a_row_of_a_file_of_the_results_name(task_folder, tmp_path):
-    result = run(quick(task_folder), tmp_path / "out")
-    (path,) = (tmp_path / "out" / "curves").iterdir()
-    assert path.name == f"{result_name(tmp_path / 'out')}.csv"
+def test_each_epoch_is_a_row_of_a_file_of_the_results_name_and_no_tracker_is_told(
+    task_folder, tmp_path
+):
+    out = tmp_path / "out"
+    result = run(quick(task_folder), out)
     assert len(result.history) == 2
-    assert rows(tmp_path / "out") == [pytest.approx(epoch) for epoch in result.history]
+    assert rows(out) == [pytest.approx(epoch) for epoch in result.history]
+    name = result_name(out)
+    assert (out / "curves" / f"{name}.csv").is_file()
+    assert {path.name for path in out.iterdir()} == {"curves", "results.csv", f"{name}.json"}
 
 
 def test_a_training_that_is_killed_leaves_the_epochs_that_were_done(
@@ -60,16 +84,10 @@ def test_a_training_that_is_killed_leaves_the_epochs_that_were_done(
         if epoch == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("embedder_helpers.training.Progress.on_epoch_begin", killed, raising=False)
+    monkeypatch.setattr(keras.callbacks.CSVLogger, "on_epoch_begin", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(quick(task_folder), tmp_path / "out")
-    assert len(rows(tmp_path / "out")) == 1 and not list((tmp_path / "out").glob("*.json"))
-
-
-def test_nothing_else_is_written_unless_it_is_asked_for(task_folder, tmp_path):
-    run(quick(task_folder, epochs=1), tmp_path / "out")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"curves", "results.csv", f"{result_name(tmp_path / 'out')}.json"}
+        train(quick(task_folder), tmp_path / "one.json")
+    assert len(rows(tmp_path)) == 1
 
 
 def test_where_nothing_is_trained_there_is_no_curve(task_folder, tmp_path):
@@ -134,36 +152,33 @@ def test_tensorboard_reads_the_curves_of_the_last_try_alone(task_folder, tmp_pat
     from tensorboard.util import tensor_util
 
     asked = quick(task_folder, tracking="tensorboard")
-    name = plan(asked, tmp_path / "out").path.stem
-    for attempt in (1, 2):
-        result = run(asked, tmp_path / "out")
-        if attempt == 1:
-            (tmp_path / "out" / f"{name}.json").unlink()
+    for _ in range(2):
+        history = train(asked, tmp_path / "one.json")
     for part, prefix in (("train", ""), ("validation", "val_")):
-        events = EventAccumulator(str(tmp_path / "out" / "tensorboard" / name / part)).Reload()
+        events = EventAccumulator(str(tmp_path / "tensorboard" / "one" / part)).Reload()
         for metric in ("loss", "accuracy"):
             found = events.Tensors(f"epoch_{metric}")
             values = [float(tensor_util.make_ndarray(one.tensor_proto)) for one in found]
             assert [one.step for one in found] == [0, 1]
-            assert values == pytest.approx([one[prefix + metric] for one in result.history])
+            assert values == pytest.approx([one[prefix + metric] for one in history])
 
 
 def test_mlflow_keeps_a_run_of_the_results_name(task_folder, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     asked = quick(task_folder, tracking="mlflow")
-    result = run(asked, tmp_path / "out")
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'out' / 'mlflow.db'}")
+    history = train(asked, tmp_path / "one.json")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     kept = client.get_experiment_by_name(tracking.PROJECT)
     (found,) = client.search_runs([kept.experiment_id])
-    assert found.info.run_name == result_name(tmp_path / "out")
+    assert found.info.run_name == "one"
     assert found.info.status == "FINISHED"
     assert found.data.params.items() >= {k: str(v) for k, v in asked.determining().items()}.items()
-    for metric in result.history[0]:
+    for metric in history[0]:
         values = {
             one.step: one.value for one in client.get_metric_history(found.info.run_id, metric)
         }
-        assert values == pytest.approx({i: one[metric] for i, one in enumerate(result.history)})
-    (artifact,) = (tmp_path / "out" / "mlflow").rglob("model_summary.txt")
+        assert values == pytest.approx({i: one[metric] for i, one in enumerate(history)})
+    (artifact,) = (tmp_path / "mlflow").rglob("model_summary.txt")
     assert "head" in artifact.read_text()
 
 
@@ -184,14 +199,14 @@ def test_weights_and_biases_keeps_a_run_of_the_results_name(task_folder, tmp_pat
     begun, init = [], wandb.init
     monkeypatch.setattr(wandb, "init", lambda **keys: begun.append(init(**keys)) or begun[-1])
     asked = quick(task_folder, tracking="wandb")
-    result = run(asked, tmp_path / "out")
-    (file,) = (tmp_path / "out" / "wandb").glob("offline-run-*/run-*.wandb")
+    history = train(asked, tmp_path / "one.json")
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert file.stat().st_size > 0
     (kept,) = begun
-    assert kept.name == result_name(tmp_path / "out") and kept.project == tracking.PROJECT
+    assert kept.name == "one" and kept.project == tracking.PROJECT
     assert dict(kept.config).items() >= asked.determining().items()
     assert wandb.run is None  # it was finished
-    for metric, value in result.history[-1].items():
+    for metric, value in history[-1].items():
         assert kept.summary[f"epoch/{metric}"] == pytest.approx(value)
 
 
@@ -204,25 +219,26 @@ def test_a_run_of_weights_and_biases_ends_where_the_training_fails(task_folder, 
     assert wandb.run is None
 
 
-def test_what_trackers_keep_is_no_result(task_folder, tmp_path):
-    run(quick(task_folder, epochs=1), tmp_path / "out" / "below")
-    path = tmp_path / "out" / "below" / "wandb" / "offline-run-1" / "files" / "wandb-metadata.json"
+def test_what_trackers_keep_is_no_result(tmp_path):
+    path = tmp_path / "wandb" / "offline-run-1" / "files" / "wandb-metadata.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"os": "Linux"}))
-    assert list(results_in(tmp_path / "out")) == [result_name(tmp_path / "out" / "below") + ".json"]
+    (tmp_path / "below").mkdir()
+    write_result(result(), tmp_path / "below" / "one.json")
+    assert list(results_in(tmp_path)) == ["one.json"]
 
 
 # A tracker that fails
 
 
 def broken(where):
-    """Puts TensorBoard's callback in the place of one that fails somewhere."""
-    import keras
+    """TensorBoard's callback, had it a server that is gone."""
 
-    def fail(*arguments):
+    def fail(*arguments, **keys):
         raise OSError(f"no way to https://ann:secret@tracker.example with {KEY}")
 
-    return type("Broken", (keras.callbacks.Callback,), {where: fail})
+    hooks = {"__init__": lambda self, *arguments, **keys: None, where: fail}
+    return type("Broken", (keras.callbacks.Callback,), hooks)
 
 
 @pytest.mark.parametrize("where", ["__init__", "set_model", "on_epoch_end", "on_train_end"])
@@ -230,10 +246,9 @@ def test_a_tracker_that_fails_is_told_once_without_secrets_and_training_goes_on(
     where, task_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(tracking, "check", lambda experiment: None)
     monkeypatch.setattr("keras.callbacks.TensorBoard", broken(where))
-    result = run(quick(task_folder, tracking="tensorboard"), tmp_path / "out")
-    assert len(result.history) == len(rows(tmp_path / "out")) == 2
+    assert len(train(quick(task_folder, tracking="tensorboard"), tmp_path / "one.json")) == 2
+    assert len(rows(tmp_path)) == 2
     printed = capsys.readouterr().out
     told = "tensorboard failed, so training goes on without it: OSError: no way to https://tracker"
     assert printed.count(told) == 1
@@ -259,7 +274,7 @@ def test_an_mlflow_server_that_is_not_there_is_told_and_training_goes_on(
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
-    result = run(quick(task_folder, tracking="mlflow", epochs=1), tmp_path / "out")
-    assert len(result.history) == 1 and mlflow.active_run() is None
+    assert len(train(quick(task_folder, tracking="mlflow"), tmp_path / "one.json")) == 2
+    assert mlflow.active_run() is None
     printed = capsys.readouterr().out
     assert "mlflow failed" in printed and "ann:secret" not in printed
