@@ -33,14 +33,10 @@ def test_a_key_that_the_kind_ignores_makes_no_new_result(task_folder, tmp_path):
     assert plan(one, tmp_path).path == plan(other, tmp_path).path
 
 
-def test_where_states_are_kept_and_who_is_told_make_no_new_result(task_folder, tmp_path):
+def test_where_states_are_kept_makes_no_new_result(task_folder, tmp_path):
     asked = experiment(task_folder)
     elsewhere = dataclasses.replace(
-        asked,
-        states_dir="elsewhere",
-        states_gigabytes=1,
-        stream_blocks=True,
-        tracking="tensorboard",
+        asked, states_dir="elsewhere", states_gigabytes=1, stream_blocks=True
     )
     assert plan(asked, tmp_path).path == plan(elsewhere, tmp_path).path
 
