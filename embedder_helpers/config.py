@@ -296,6 +296,11 @@ class Experiment:
     stream_blocks: bool = key(
         False, flag(), "keep one Gemma block at a time in memory, for models larger than the device"
     )
+    tracking: str | None = key(
+        None,
+        optional(one_of("tensorboard", "mlflow", "wandb")),
+        "what is told of each training epoch, beside the file in `curves/`; null: nothing else",
+    )
 
     def __post_init__(self):
         for one in dataclasses.fields(self):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedder_helpers import protocol
+from embedder_helpers import protocol, tracking
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.local import SPLIT_SEED, stratified_rows
 from embedder_helpers.presets import Preset, find_presets
@@ -25,7 +25,7 @@ class Plan:
         inputs: fingerprints of data and presets.
         rows: of each part: `drawn` and `scored` for the protocol, and `fit` and `watched` where
             something is trained or chosen.
-        path: of the result file.
+        path: of the result file; None where no result is wanted.
     """
 
     experiment: Experiment
@@ -33,7 +33,7 @@ class Plan:
     presets: dict[str, Preset]
     inputs: dict[str, str]
     rows: dict[str, np.ndarray]
-    path: Path
+    path: Path | None
 
     @property
     def embedder_folder(self) -> Path:
@@ -81,8 +81,9 @@ def plan(experiment: Experiment, folder: Path, task: Task | None = None) -> Plan
         task: the experiment's, if it was loaded already.
 
     Raises:
-        InputError: a preset or data that cannot be used.
+        InputError: a preset, data or a tracker that cannot be used.
     """
+    tracking.check(experiment)
     presets = find_presets(experiment)
     task = task or task_of(experiment)
     inputs = {"task": task.fingerprint} | {

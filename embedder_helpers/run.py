@@ -192,7 +192,7 @@ def _learn(
 
 def _train(plan: Plan, embedder: "Embedder", inputs: Any) -> tuple["Head", list[dict[str, float]]]:
     """Trains the embedder's model in place; gives the head and the history."""
-    from embedder_helpers import training
+    from embedder_helpers import tracking, training
     from embedder_helpers.head import Head
 
     count, classes = len(plan.rows["fit"]), plan.task.classes
@@ -205,7 +205,10 @@ def _train(plan: Plan, embedder: "Embedder", inputs: Any) -> tuple["Head", list[
     # A training step costs about three forward passes.
     passes = embedder.forward_work(3 * fit[0].lengths) + embedder.forward_work(watched[0].lengths)
     work = plan.experiment.epochs * passes
-    history = training.fit(classifier, fit, watched, plan.experiment, embedder.longest, work)
+    with tracking.trackers(plan.experiment, plan.path) as told:
+        history = training.fit(
+            classifier, fit, watched, plan.experiment, embedder.longest, work, told
+        )
     return Head(*classifier.get_layer("head").get_weights(), classes), history
 
 

@@ -3,6 +3,7 @@
 Two learning rates: RoBERTa is pretrained and learns slowly; projection and head start from nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -121,6 +122,7 @@ def fit(
     experiment: Experiment,
     longest: int,
     work: float = 0.0,
+    told: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, float]]:
     """Trains the classifier in place.
 
@@ -135,6 +137,7 @@ def fit(
         experiment: epochs, batch size, learning rates and seed.
         longest: positions of the classifier's longest input.
         work: operations in all, for the progress bar.
+        told: of each epoch too.
 
     Returns:
         Loss and accuracy on both splits for each epoch.
@@ -146,12 +149,13 @@ def fit(
     steps = len(batches) * experiment.epochs
     _compile(classifier, experiment, steps)
     with platform.progress(steps, "training", "step", work=work) as bar:
+        ours = [*_stopping(experiment), keras.callbacks.TerminateOnNaN(), Progress(bar)]
         history = classifier.fit(
             batches,
             validation_data=Batches(*validation, experiment, longest),
             epochs=experiment.epochs,
             class_weight=_class_weights(train[1]) if experiment.class_weights else None,
-            callbacks=[*_stopping(experiment), keras.callbacks.TerminateOnNaN(), Progress(bar)],
+            callbacks=[*ours, *told],
             shuffle=False,  # Batches shuffles
             verbose=0,
         ).history

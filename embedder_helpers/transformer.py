@@ -1,5 +1,6 @@
 """A transformer for scikit-learn: texts to embeddings, in a Pipeline or a cross-validation."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,8 @@ def _trained(
     if labels is None:
         raise InputError("an Experiment is trained on labels: give fit the labels y too")
     store = Store(experiment.states_dir or platform.states_folder(), experiment.states_gigabytes)
-    return train(plan(experiment, Path(), task_from(texts, labels)), store)
+    one = plan(experiment, Path(), task_from(texts, labels))
+    return train(dataclasses.replace(one, path=None), store)
 
 
 def _changed(folder: Path) -> float:

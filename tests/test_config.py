@@ -54,6 +54,7 @@ ALLOWED = {
     "states_dir": [None, "some/folder"],
     "states_gigabytes": [None, 0.5, 20],
     "stream_blocks": [True, False],
+    "tracking": [None, "tensorboard", "mlflow", "wandb"],
 }
 
 WHOLE = "a whole number"
@@ -96,9 +97,10 @@ IMPOSSIBLE = {
     "states_dir": [("", "null"), (7, "null")],
     "states_gigabytes": [(0, "above 0"), (-1, "above 0"), ("all", "null"), (True, "above 0")],
     "stream_blocks": [(bad, "true or false") for bad in (1, "yes", None)],
+    "tracking": [(bad, "one of tensorboard, mlflow, wandb, or null") for bad in ("csv", True, "")],
 }
-# Where states are kept, and how Gemma is held in memory, makes no other result.
-HOW = {"save_embedder", "states_dir", "states_gigabytes", "stream_blocks"}
+# Where states are kept, how Gemma is held in memory, what is left and told: no other result.
+HOW = {"save_embedder", "states_dir", "states_gigabytes", "stream_blocks", "tracking"}
 SPLITS = {"train_split", "max_train_texts"}
 OF_TRAINING = {"warmup", "clip_norm", "patience", "class_weights"}
 TRAINING = {"batch_size", "learning_rate", "projection_learning_rate"} | OF_TRAINING | SPLITS
