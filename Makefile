@@ -9,7 +9,7 @@ NOTEBOOK = notebooks/01_train_and_score.ipynb
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format notebooks backend real bench kaggle badges clean
+.PHONY: help demo test lint format notebooks backend real bench kaggle badges docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ kaggle: $(VENV)/.run  ## write a Kaggle kernel for each notebook, and the wheel:
 
 badges: $(VENV)/.run  ## write the address in notebooks/kernels.yaml into the notebooks
 	$(BIN)/python notebooks/kernels.py
+
+docs: $(VENV)/.run  ## write the tables of docs/configuration.md
+	$(BIN)/python docs/configuration.py
 
 clean:  ## remove the environment, what was built, what the demo made and the states it kept
 	rm -rf $(VENV) $(DEMO) states build
