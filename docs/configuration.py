@@ -34,7 +34,13 @@ GROUPS = {
         "class_weights",
     ),
     "Scoring": ("scored_split", "probe"),
-    "Storage and memory": ("states_dir", "states_gigabytes", "stream_blocks"),
+    "What is kept, where, and who is told": (
+        "save_embedder",
+        "tracking",
+        "states_dir",
+        "states_gigabytes",
+        "stream_blocks",
+    ),
 }
 
 
