@@ -1,10 +1,10 @@
 """Join a frozen, truncated Gemma to RoBERTa and score the embedder as MTEB does.
 
 The modules stand in the order in which a text travels: config, platform, presets, local,
-tasks, tokens, streaming, gemma, states, pooling, fusion, projection, roberta, embedder, training,
-probe, protocol, result, plan, run, report, intervals, comparison, ablation, figures, summary,
-shares, waves, session, sweep, shapes, estimate, leaderboard, document,
-mteb_files.
+tasks, tokens, streaming, gemma, states, pooling, fusion, projection, roberta, head, embedder,
+training, probe, protocol, tracking, result, plan, run, report, intervals, comparison, ablation,
+figures, summary, shares, waves, session, sweep, shapes, estimate, leaderboard, refresh, document,
+mteb_files. Embedders that are kept: saved, classify, card, publish, transformer, mteb_encoder.
 Importing the package imports none of them, so that a mistake in a config is told at once.
 """
 

@@ -114,7 +114,7 @@ def test_the_rows_it_shows_are_measured_ones():
     assert shown and set(shown.splitlines()) <= set(measured.splitlines())
 
 
-# adding.md
+# adding.md and sharing.md
 
 RUNNER = """
 import json, shlex, subprocess, sys
@@ -135,7 +135,8 @@ for language, content in json.load(sys.stdin):
 def added(tmp_path_factory):
     """A copy of the package with the page's patches, in which all its blocks were run in order.
 
-    They share a process, since TensorFlow takes longer to start than they take to run.
+    And those of sharing.md behind them. They share a process, since TensorFlow takes longer to
+    start than they take to run.
     """
     if not (shutil.which("git") and shutil.which("bash")):
         pytest.skip("the page is for a shell with git")
@@ -148,7 +149,8 @@ def added(tmp_path_factory):
     for _, patch in blocks(page, "diff"):
         apply = ["git", "apply", "-"]
         subprocess.run(apply, cwd=folder, env=alone, input=patch, text=True, check=True)
-    steps = json.dumps(blocks(page, "bash", "python"))
+    pages = page, DOCS / "sharing.md"
+    steps = json.dumps([step for one in pages for step in blocks(one, "bash", "python")])
     ran = subprocess.run(
         [sys.executable, "-c", RUNNER], cwd=folder, input=steps, capture_output=True, text=True
     )
@@ -185,6 +187,10 @@ def test_two_lines_let_another_family_in_roberta_s_place(added):
 def test_a_patch_adds_a_fusion_that_trains(added):
     found = only_result(added / "average")
     assert found.experiment["fusion"] == "average" and len(found.history) == 1
+
+
+def test_an_embedder_is_kept_and_used(added):
+    assert (added.parent / "my_embedder" / "embedder.json").is_file()
 
 
 def test_the_package_itself_knows_nothing_of_the_patches():
