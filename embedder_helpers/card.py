@@ -333,7 +333,7 @@ def _read_with(own: Result, results: Sequence[Result]) -> Iterator[str]:
     if any(_seeded(one) and _alone(one, results) for one in results):
         yield "What was trained with one seed has no interval: another could differ by points."
     if not any(one.experiment["kind"] != own.experiment["kind"] for one in results):
-        yield "No other kind of embedder was scored beside it."
+        yield "No embedder of another kind stands in this table."
     if of_validation(own):
         yield (
             "These texts also decided settings such as a chosen cutoff: good for choosing, too "

@@ -294,7 +294,9 @@ def _to_hugging_face(one: Publication) -> None:
 
     token = presets.hugging_face_token() or huggingface_hub.get_token()
     if not token:
-        raise InputError(f"Hugging Face has to know who publishes: {presets.HUGGING_FACE_TOKEN}")
+        raise InputError(
+            f"Hugging Face has to know who publishes: {presets.HUGGING_FACE_TOKEN} that may write"
+        )
     api = huggingface_hub.HfApi(token=token)
     try:
         api.create_repo(one.to.name, private=not one.public, exist_ok=True)

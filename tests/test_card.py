@@ -110,7 +110,7 @@ def test_one_seed_is_said_to_be_one_and_has_no_interval():
     own = result(history=TRAINED, samples_per_label=8)
     text = card(counted(own), [], "kaggle", "me/one")
     assert "What was trained with one seed has no interval" in " ".join(text.split())
-    assert "No other kind of embedder was scored beside it." in " ".join(text.split())
+    assert "No embedder of another kind stands in this table." in " ".join(text.split())
     (row,) = (row for row in rows(text) if row[0].startswith("hybrid"))
     assert "[" not in "".join(row[1:])
 
