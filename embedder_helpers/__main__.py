@@ -83,6 +83,24 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--text-column", default="text", metavar="NAME", help="of --file (text)")
     predict.add_argument("--out", metavar="CSV", help="where the table goes, if not printed")
     predict.set_defaults(command=_predict)
+    publish = commands.add_parser(
+        "publish", help="send a saved embedder, with its model card, to Hugging Face or Kaggle"
+    )
+    publish.add_argument("folder", metavar="FOLDER", help="that `save_embedder: true` left")
+    publish.add_argument(
+        "--to", required=True, metavar="ADDRESS", help="hf:owner/model or kaggle:owner/model"
+    )
+    publish.add_argument(
+        "--results", metavar="DIR", help="of results to tell beside its own (beside FOLDER)"
+    )
+    publish.add_argument(
+        "--llm", metavar="HANDLE", help="where others find its Gemma, if it was a folder's here"
+    )
+    publish.add_argument("--public", action="store_true", help="for all to see (hf; else private)")
+    publish.add_argument(
+        "--dry-run", action="store_true", help="show all that would be sent, and send nothing"
+    )
+    publish.set_defaults(command=_publish)
     states = commands.add_parser("states", help="list Gemma's states on disk, or delete them")
     states.add_argument("--dir", metavar="DIR", help="the states_dir (the default one)")
     states.add_argument(
@@ -210,6 +228,19 @@ def _predict(options: argparse.Namespace) -> int:
         print(f"{len(found)} texts labelled in {out}")
     else:
         print(as_markdown(found))
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from embedder_helpers.publish import send, staged
+
+    keys = {name: getattr(options, name) for name in ("results", "llm", "public")}
+    with staged(options.folder, options.to, **keys) as one:
+        print(one.told())
+        if options.dry_run:
+            print(f"\nREADME.md:\n\n{(one.folder / 'README.md').read_text(encoding='utf-8')}")
+        else:
+            print(f"published: {send(one)}")
     return 0
 
 

@@ -123,7 +123,7 @@ def differences(results: Sequence[Result], *, unrepeated: bool = False) -> pd.Da
         if hybrids[0].experiment["kind"] != "hybrid":
             continue
         for (other_task, other), alone in found.items():
-            if other_task == task and _comparable(hybrids[0], alone[0]):
+            if other_task == task and comparable(hybrids[0], alone[0]):
                 one, _ = _same_seeds(hybrids, alone)
                 row = {"task": task, "hybrid": name, "above": other, "seeds": len(one)}
                 for column in COLUMNS:
@@ -162,10 +162,14 @@ def lead(
     return _unless_one_seed(max(seeded or [first], key=len), paired(one, two))
 
 
-def _comparable(hybrid: Result, other: Result) -> bool:
+def comparable(hybrid: Result, other: Result) -> bool:
     """Whether the other is RoBERTa alone, or Gemma alone at a like cutoff or with a probe.
 
     Of the same texts and draws.
+
+    Args:
+        hybrid: or any embedder that is to be seen beside those.
+        other: of any kind.
     """
 
     def scored(result: Result) -> tuple:

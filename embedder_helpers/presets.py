@@ -19,6 +19,16 @@ from embedder_helpers.local import exists
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN = ("tiny_gemma", "tiny_roberta")
 
+# What to do where a hub does not know who asks.
+KAGGLE_TOKEN = (
+    "set KAGGLE_API_TOKEN in the environment (on Colab: the key in the side bar) to a token "
+    "from https://www.kaggle.com/settings/api, Generate New Token"
+)
+HUGGING_FACE_TOKEN = (
+    "set HUGGING_FACE_TOKEN in the environment (on Kaggle: Add-ons, Secrets; on Colab: the key "
+    "in the side bar) to a token from https://huggingface.co/settings/tokens"
+)
+
 # The presets that each kind of embedder uses.
 ROLES = {
     "hybrid": ("llm_preset", "slm_preset"),
@@ -138,7 +148,7 @@ def _read_config(role: str, name: str) -> tuple[dict[str, Any], str, str]:
     if name.startswith("hf://"):
         path = _from_hugging_face(role, name)
         return _json(role, path), name, f"{name}@{path.parent.name}"
-    handle = name if name.startswith("kaggle://") else _kaggle_handle(role, name)
+    handle = name if name.startswith("kaggle://") else kaggle_handle(role, name)
     path = _from_kaggle(role, name, handle)
     return _json(role, path), name, f"{handle}@{path.parent.name}"  # the folder is the version
 
@@ -176,7 +186,7 @@ def preset_file(role: str, preset: Preset, name: str) -> Path:
         path = Path(preset.handle) / name
     else:
         handle = preset.handle.removeprefix("kaggle://")
-        handle = handle if "/" in handle else _kaggle_handle(role, handle)
+        handle = handle if "/" in handle else kaggle_handle(role, handle)
         path = _from_kaggle(role, preset.name, handle, name)
     if not path.is_file():
         raise InputError(
@@ -215,8 +225,12 @@ def _file_digest(path: Path, size: int, changed: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _kaggle_handle(role: str, name: str) -> str:
-    """The Kaggle handle of one of Keras's own presets."""
+def kaggle_handle(role: str, name: str) -> str:
+    """The Kaggle handle of one of Keras's own presets; needs no network.
+
+    Raises:
+        InputError: there is none of that name.
+    """
     import keras_hub
 
     classes = {
@@ -265,16 +279,12 @@ def _from_kaggle(role: str, name: str, handle: str, file: str = "config.json") -
 def _kaggle_advice(error: Exception, status: int | None, page: str) -> str:
     """What to do about a refusal; empty if it is none."""
     licence = f"accept the licence at {page}"
-    token = (
-        "set KAGGLE_API_TOKEN in the environment (on Colab: the key in the side bar) to a token "
-        "from https://www.kaggle.com/settings/api, Generate New Token"
-    )
     if "not consented" in str(error):  # so Kaggle knows who asks
         return f"{licence} with the account that asks"
     if status == 401 or _kind(error) in ("CredentialError", "UnauthenticatedError"):
-        return f"it does not know who asks: {token}; and {licence}"
+        return f"it does not know who asks: {KAGGLE_TOKEN}; and {licence}"
     if status == 403 or _kind(error) == "BackendError":
-        return f"{licence}, and outside Kaggle {token}"
+        return f"{licence}, and outside Kaggle {KAGGLE_TOKEN}"
     return ""
 
 
@@ -285,10 +295,7 @@ def _from_hugging_face(role: str, name: str) -> Path:
 
     token = hugging_face_token()
     page = "https://huggingface.co/" + name.removeprefix("hf://")
-    advice = (
-        "set HUGGING_FACE_TOKEN in the environment (on Kaggle: Add-ons, Secrets; on Colab: the key "
-        "in the side bar) to a token from https://huggingface.co/settings/tokens"
-    )
+    advice = HUGGING_FACE_TOKEN
     try:
         return Path(huggingface_hub.hf_hub_download(name.removeprefix("hf://"), "config.json"))
     except errors.GatedRepoError:
