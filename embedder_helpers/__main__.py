@@ -216,8 +216,11 @@ def _predict(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else None
     if out:  # mistakes first, the model after them
         platform.writable_folder(out.parent, "--out")
+        if out.is_dir():
+            raise InputError(f"--out {out} is a folder: give the name of a CSV file")
+    if options.text:
+        check_texts(options.text, "--text")
     texts = options.text or read_texts(Path(options.file), options.text_column)
-    check_texts(texts, "--text")
     from embedder_helpers.classify import classify
     from embedder_helpers.report import as_markdown
     from embedder_helpers.saved import load

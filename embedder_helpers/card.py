@@ -17,6 +17,7 @@ from embedder_helpers.leaderboard import with_mtebs_draws
 from embedder_helpers.presets import BUILTIN
 from embedder_helpers.report import as_markdown, of_validation
 from embedder_helpers.result import PLACES, Result
+from embedder_helpers.saved import saved_result
 from embedder_helpers.tasks import MTEB_TASKS, SAMPLES
 
 REPOSITORY = "https://github.com/embedder-gemma-roberta/embedder-gemma-roberta"
@@ -99,7 +100,7 @@ def card(told: Mapping[str, Any], results: Sequence[Result], hub: str, name: str
         hub: `hf` or `kaggle`.
         name: `owner/model` there.
     """
-    own = Result(**told["result"]) if told["result"] else None
+    own = saved_result(told)
     parts = [
         f"# {name.split('/')[1]}",
         _about(told, own),

@@ -30,12 +30,12 @@ def classify(embedder: Embedder, texts: Sequence[str]) -> pd.DataFrame:
             "this embedder has no classifier: train one (epochs of 1 or more; for gemma_only, "
             "probe: true) and save it again"
         )
-    texts = list(texts)
+    texts = [texts] if isinstance(texts, str) else list(texts)
     given = head.probabilities(embedder.encode(texts)).astype("float64")
     found = {"text": texts, "label": head.classes[given.argmax(-1)]}
     found |= {f"p({one})": given[:, i] for i, one in enumerate(head.classes)}
     if isinstance(embedder, Hybrid):
-        own = head.probabilities(embedder.without_gemma().encode(texts))
+        own = head.probabilities(embedder.without_gemma.encode(texts))
         found["label_without_gemma"] = head.classes[own.argmax(-1)]
         found["moved_by_gemma"] = np.abs(given - own).sum(-1) / 2
     return pd.DataFrame(found)

@@ -4,10 +4,12 @@ Text → `tokenise` → ids → `states` of frozen Gemma → `inputs`, what the 
 Training repeats only the last step; states may as well come from disk.
 """
 
+import functools
+import operator
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -39,6 +41,9 @@ from embedder_helpers.tokens import (
     tokenise,
 )
 
+if TYPE_CHECKING:  # results come later on a text's way
+    from embedder_helpers.result import Result
+
 EMBEDDING_TOKENS = 4096  # tokens a batch when nothing is trained
 CHUNK = 2048  # texts whose states are held at a time
 
@@ -50,6 +55,7 @@ class Embedder:
         experiment: that it was built from.
         presets: its pretrained models, by key of the Experiment.
         head: the classifier that training left; None where there is none.
+        result: what it scored, where it was loaded with that.
         gemma: frozen Gemma; None for RoBERTa alone.
         roberta: the backbone, as it is trained; None for Gemma alone.
         depths: where its states are taken; empty for RoBERTa alone.
@@ -62,6 +68,7 @@ class Embedder:
     experiment: Experiment
     presets: dict[str, Preset]
     head: Head | None = None
+    result: "Result | None" = None
     gemma: Gemma | None = None
     roberta: Any = None
     depths: tuple[Depth, ...] = ()
@@ -108,7 +115,7 @@ class Embedder:
     ) -> Any:
         """Embeddings `(texts, width)` float32, in the order of the texts; `(width,)` of one text.
 
-        Takes what `encode` of sentence-transformers takes.
+        The arguments that sentence-transformers' `encode` has too mean the same here.
 
         Args:
             texts: a list of texts, or one text.
@@ -120,15 +127,13 @@ class Embedder:
 
         Raises:
             InputError: a text that is None, NaN, empty or not a string (names the rows); a
-                `batch_size` that is no whole number above 0.
+                table in the place of texts; a `batch_size` that is no whole number above 0.
         """
         if isinstance(texts, str):
             given = batch_size, show_progress_bar, normalize_embeddings, convert_to_numpy
             return self.encode([texts], *given)[0]
-        texts = list(texts)
+        texts, batch_size = _listed(texts), _whole(batch_size)
         check_texts(texts, "encode")
-        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-            raise InputError(f"batch_size is {batch_size!r}, but must be a whole number above 0")
         with platform.bars_shown(show_progress_bar):
             embeddings = self.encode_unchecked(texts, batch_size)
         if normalize_embeddings:
@@ -150,6 +155,25 @@ class Embedder:
         from embedder_helpers import saved  # which builds embedders
 
         return saved.save(self, folder, with_gemma)
+
+
+def _listed(texts: Iterable[str]) -> list[str]:
+    """The texts; a table or a mapping would give the names of its columns."""
+    if hasattr(texts, "columns") or isinstance(texts, Mapping):
+        raise InputError("texts are a table: give one of its columns")
+    return list(texts)
+
+
+def _whole(batch_size: Any) -> int | None:
+    """A number above 0, NumPy's too, or None."""
+    if batch_size is None:
+        return None
+    try:
+        if not isinstance(batch_size, bool) and operator.index(batch_size) > 0:
+            return operator.index(batch_size)
+    except TypeError:
+        pass
+    raise InputError(f"batch_size is {batch_size!r}, but must be a whole number above 0")
 
 
 def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = None) -> Embedder:
@@ -289,6 +313,7 @@ class Hybrid(RobertaOnly):
             return states
         return fused(self.fusion, states, self._places(tokens), tokens.roberta)
 
+    @functools.cached_property
     def without_gemma(self) -> RobertaOnly:
         """The same RoBERTa, as it stands, on the text's own token embeddings."""
         loaded = self.roberta, self.tokenizer

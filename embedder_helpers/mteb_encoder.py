@@ -11,7 +11,6 @@ import numpy as np
 
 from embedder_helpers.config import InputError
 from embedder_helpers.mteb_files import model_meta
-from embedder_helpers.result import Result
 from embedder_helpers.saved import load, read_saved
 
 try:
@@ -36,8 +35,7 @@ class MtebEncoder(AbsEncoder):
     def __init__(self, folder: str | Path, name: str, llm_preset: str | None = None):
         told = read_saved(Path(folder))
         self.model = load(folder, llm_preset)
-        result = Result(**told["result"]) if told["result"] else None
-        meta = model_meta(name, told["revision"], result)
+        meta = model_meta(name, told["revision"], self.model.result)
         size = {"embed_dim": self.model.width, "max_tokens": self.model.max_tokens}
         self.mteb_model_meta = ModelMeta(**meta | size)
 

@@ -10,7 +10,7 @@ from embedder_helpers import protocol, tracking
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.local import SPLIT_SEED, stratified_rows
 from embedder_helpers.presets import Preset, find_presets
-from embedder_helpers.result import read_result, result_name
+from embedder_helpers.result import embedder_folder, read_result, result_name
 from embedder_helpers.tasks import Split, Task, task_of
 
 
@@ -35,14 +35,12 @@ class Plan:
     rows: dict[str, np.ndarray]
     path: Path | None
 
-    @property
-    def embedder_folder(self) -> Path:
-        """Where the embedder is saved, if that is asked for."""
-        return self.path.with_name(f"embedder-{self.path.stem}")
-
     def finished(self) -> bool:
         """Whether the result is there, and the embedder too if it is to be saved."""
-        saved = not self.experiment.save_embedder or self.embedder_folder.is_dir()
+        wanted, kind = self.experiment.save_embedder, self.experiment.kind
+        folder, names = embedder_folder(self.path), ["embedder.json"] if wanted else []
+        names += ["gemma"] if wanted == "with_gemma" and kind != "roberta_only" else []
+        saved = all((folder / name).exists() for name in names)
         return saved and read_result(self.path) is not None
 
     def split(self, part: str) -> Split:

@@ -214,9 +214,14 @@ def folder_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     files = (path for path in folder.rglob("*") if path.is_file())
     for path in sorted(path for path in files if path.name != "metadata.json"):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns))
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(file_digest(path))
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's content, read once as long as the file stays as it is."""
+    return _file_digest(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 @functools.cache

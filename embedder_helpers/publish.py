@@ -23,7 +23,7 @@ from embedder_helpers.config import InputError
 from embedder_helpers.local import exists
 from embedder_helpers.report import load_results
 from embedder_helpers.result import Result, read_result
-from embedder_helpers.saved import read_saved
+from embedder_helpers.saved import read_saved, saved_result
 
 SERVICES = {"hf": "Hugging Face", "kaggle": "Kaggle"}
 PAGES = {"hf": "https://huggingface.co/", "kaggle": "https://www.kaggle.com/models/"}
@@ -234,8 +234,9 @@ def _public(told: dict[str, Any]) -> dict[str, Any]:
     """What a folder tells, without this machine's paths."""
     keys = {key: _last(value) for key, value in told["experiment"].items()}
     used = {role: one | {"name": _last(one["name"])} for role, one in told["presets"].items()}
-    result = told["result"] and dataclasses.asdict(_without_paths(Result(**told["result"])))
-    return told | {"experiment": keys, "presets": used, "result": result}
+    result = saved_result(told)
+    kept = dataclasses.asdict(_without_paths(result)) if result else None
+    return told | {"experiment": keys, "presets": used, "result": kept}
 
 
 def _without_paths(result: Result) -> Result:

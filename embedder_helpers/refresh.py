@@ -168,7 +168,7 @@ def _scores(test: Any) -> Row:
 
 
 def _rank(run: Row) -> tuple:
-    version = re.findall(r"\d+", run["mteb_version"] or "")
+    version = re.findall(r"\d+", str(run["mteb_version"]))
     return [int(number) for number in version], not run["self_reported"]
 
 

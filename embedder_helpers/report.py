@@ -151,7 +151,7 @@ def _cell(name: str, value: Any) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, float):
         return f"{value:.0f}" if name == "seconds" else f"{value:.3f}"
-    return str(value)
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def notes(results: Sequence[Result]) -> list[str]:

@@ -90,6 +90,11 @@ def result_name(
     return "-".join([*parts, hashlib.sha256(content).hexdigest()[:8]]) + ".json"
 
 
+def embedder_folder(path: Path) -> Path:
+    """Where the embedder of a result is saved, if that is asked for."""
+    return path.with_name(f"embedder-{path.stem}")
+
+
 def read_result(path: Path) -> Result | None:
     """The result in a file; None if there is no file, or one that is not a whole result."""
     try:

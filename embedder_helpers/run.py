@@ -19,11 +19,6 @@ if TYPE_CHECKING:  # both bring in Keras, seconds that a mistake should not wait
     from embedder_helpers.tokens import Tokens
 
 
-def run(plan: Plan, store: "Store") -> Result:
-    """The result of `train_and_score` alone."""
-    return train_and_score(plan, store)[1]
-
-
 def train_and_score(plan: Plan, store: "Store") -> tuple["Embedder", Result]:
     """Text → token ids → states → trained → embeddings → scores.
 

@@ -6,26 +6,35 @@
     joint.safetensors   what stands before and behind it: standardisation, projection, head
     gemma/              on request, a Keras preset of the cut Gemma; else it is loaded by its name
 
-No pickle, and nothing of the run's own settings: what only trained or scored it is left out.
+No pickle. Of the settings of its run only the result tells; nothing of them is needed to load it.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from keras import ops
+from safetensors.numpy import load_file
 
 from embedder_helpers import platform
 from embedder_helpers.config import Experiment, InputError, cutoffs, make_experiment
 from embedder_helpers.embedder import Embedder, build_embedder
 from embedder_helpers.head import Head
-from embedder_helpers.presets import find_preset, load_preset
+from embedder_helpers.presets import (
+    BUILTIN,
+    ROLES,
+    Preset,
+    file_digest,
+    find_preset,
+    load_preset,
+)
 from embedder_helpers.result import Result
 
 FORMAT = 1  # raised when a folder's content changes
@@ -33,6 +42,7 @@ KEYS = (
     "kind", "llm_preset", "llm_layers", "layer_pooling", "final_norm", "fusion", "projection",
     "projection_start", "slm_preset", "pooling", "max_tokens",
 )  # fmt: skip
+KEPT = ("name", "fingerprint", "width")  # of a preset
 JOINT = ("standardise", "layer_pooling", "projection")  # layers that RoBERTa's preset has not
 
 
@@ -42,7 +52,7 @@ def save(
     with_gemma: bool = False,
     result: Result | None = None,
 ) -> Path:
-    """Saves an embedder; a folder that is there already is replaced once the new one is whole.
+    """Saves an embedder; an embedder that is there already is replaced once the new one is whole.
 
     Costs the bytes of RoBERTa's weights in float32, and with Gemma those of its cut blocks and
     embedding table.
@@ -50,48 +60,69 @@ def save(
     Args:
         embedder: trained or not.
         folder: to save in.
-        with_gemma: save the cut Gemma too; its licence goes with it.
+        with_gemma: save the cut Gemma too; its licence goes with it. One that came with the
+            embedder is saved in any case.
         result: what the embedder scored, to save beside it.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or holds something else.
     """
-    folder = Path(folder)
-    platform.writable_folder(folder.parent)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent))
+    folder = Path(folder).resolve()
+    platform.writable_folder(folder.parent, "another folder to save in")
+    _check_replaceable(folder)
+    _take_back(folder)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that died
     try:
+        part.mkdir()
         _write(embedder, part, with_gemma, result)
         if folder.exists():
-            folder.replace(part.with_suffix(".old"))
+            folder.replace(_old(folder))
         part.replace(folder)
-    except OSError as error:
-        raise InputError(f"the embedder cannot be saved in {folder} ({error.strerror})") from None
+    except OSError as error:  # h5py's text is a page
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise InputError(f"the embedder cannot be saved in {folder} ({reason})") from None
     finally:
-        for left in (part, part.with_suffix(".old")):
+        _take_back(folder)
+        for left in (part, _old(folder)):
             shutil.rmtree(left, ignore_errors=True)
     return folder
 
 
-def _write(embedder: Embedder, folder: Path, with_gemma: bool, result: Result | None) -> None:
-    from safetensors.numpy import save_file
+def _check_replaceable(folder: Path) -> None:
+    if folder.is_dir() and ((folder / "embedder.json").is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise InputError(f"{folder} holds something else: give a new folder to save in")
 
-    folder.chmod(0o755)  # a temporary folder is its owner's alone
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _take_back(folder: Path) -> None:
+    """Gives an embedder its name back, if replacing it ended between its two renames."""
+    if _old(folder).is_dir() and not folder.exists():
+        _old(folder).replace(folder)
+
+
+def _write(embedder: Embedder, folder: Path, with_gemma: bool, result: Result | None) -> None:
     experiment = _resolved(embedder)
     if embedder.roberta:
         _write_preset(folder / "roberta", embedder.roberta, embedder.tokenizer)
-    if embedder.gemma and with_gemma:
+    if embedder.gemma and (with_gemma or _came_with(embedder)):
         _write_gemma(embedder, folder / "gemma")
     arrays = {one.path: ops.convert_to_numpy(one) for one in _joint(embedder)}
     if embedder.head:
         arrays |= {"head/kernel": embedder.head.kernel, "head/bias": embedder.head.bias}
     arrays = {name: np.array(value, order="C") for name, value in arrays.items()}  # not views
-    save_file(arrays, folder / "joint.safetensors")
+    (folder / "joint.safetensors").write_bytes(safetensors.numpy.save(arrays))
+    result = result or embedder.result
     told = {
         "format": FORMAT,
         "experiment": {key: experiment.as_dict()[key] for key in KEYS},
         "presets": {
-            role: {"name": one.name, "fingerprint": one.fingerprint}
-            for role, one in embedder.presets.items()
+            role: {key: getattr(one, key) for key in KEPT} for role, one in embedder.presets.items()
         },
         "classes": embedder.head.classes.tolist() if embedder.head else None,
         "width": embedder.width,
@@ -105,9 +136,15 @@ def _write(embedder: Embedder, folder: Path, with_gemma: bool, result: Result | 
 
 
 def _resolved(embedder: Embedder) -> Experiment:
-    """The Experiment with its cutoffs counted from the bottom, so that it holds for a cut Gemma."""
+    """The Experiment as it holds for a cut Gemma and in another folder.
+
+    Cutoffs count from the bottom, and a folder's path from the root.
+    """
     experiment = embedder.experiment
     keys = {**experiment.as_dict(), "projection_start": experiment.start()}
+    for role, preset in embedder.presets.items():
+        local = preset.name not in BUILTIN and Path(preset.name).is_dir()
+        keys[role] = str(Path(preset.name).resolve()) if local else preset.name
     if embedder.gemma:
         blocks = embedder.presets["llm_preset"].blocks
         found = cutoffs(experiment.llm_layers, blocks)
@@ -115,6 +152,11 @@ def _resolved(embedder: Embedder) -> Experiment:
         if experiment.final_norm == "last" and found[-1] < blocks:
             keys["final_norm"] = "none"
     return make_experiment(keys)
+
+
+def _came_with(embedder: Embedder) -> bool:
+    """Whether the embedder was loaded with its Gemma inside."""
+    return (Path(embedder.gemma.preset.handle).parent / "embedder.json").is_file()
 
 
 def _write_preset(folder: Path, backbone: Any, tokenizer: Any) -> None:
@@ -141,29 +183,59 @@ def _joint(embedder: Embedder) -> list[Any]:
     return [one for one in embedder.model.variables if one.path.split("/")[0].startswith(JOINT)]
 
 
-def load(folder: str | Path, llm_preset: str | None = None) -> Embedder:
+def load(
+    folder: str | Path, llm_preset: str | None = None, stream_blocks: bool = False
+) -> Embedder:
     """The embedder in a folder: on the same machine it gives the same embeddings bit for bit.
 
     Args:
         folder: that `save` wrote.
         llm_preset: where its Gemma is, if not in the folder, nor where it was found when saved.
+        stream_blocks: keep one Gemma block at a time in memory.
 
     Raises:
         InputError: not a whole saved embedder, or Gemma cannot be had, or is another one.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
+    _take_back(folder)
     told = read_saved(folder)
-    keys = dict(told["experiment"])
-    if (folder / "roberta").is_dir():
-        keys["slm_preset"] = str(folder / "roberta")
-    inside = (folder / "gemma").is_dir()
-    if keys["kind"] != "roberta_only":
-        keys["llm_preset"] = str(folder / "gemma") if inside else llm_preset or keys["llm_preset"]
-        if not inside:
-            _check_gemma(folder, keys["llm_preset"], told["presets"]["llm_preset"]["fingerprint"])
-    embedder = build_embedder(make_experiment(keys, where=str(folder / "embedder.json")))
-    _fill(embedder, folder, told["classes"])
+    try:
+        keys = told["experiment"] | {"stream_blocks": stream_blocks}
+        experiment = make_experiment(keys, where=str(folder / "embedder.json"))
+        presets = {role: _find(role, folder, told, llm_preset) for role in ROLES[experiment.kind]}
+        embedder = build_embedder(experiment, presets)
+        _fill(embedder, folder, told["classes"])
+        embedder.result = saved_result(told)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _damaged(folder) from None
     return embedder
+
+
+def saved_result(told: Mapping[str, Any]) -> Result | None:
+    """What an embedder scored; None if its run left nothing, or another version did."""
+    try:
+        return Result(**told["result"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _find(role: str, folder: Path, told: Mapping[str, Any], llm_preset: str | None) -> Preset:
+    """Where a preset is now; its name and fingerprint stay those of the one it was made from."""
+    name, was = told["experiment"][role], told["presets"][role]
+    inside = folder / {"llm_preset": "gemma", "slm_preset": "roberta"}[role]
+    gemma = role == "llm_preset"
+    if f"{inside.name}/config.json" in told["files"] and not (gemma and llm_preset):
+        found = find_preset(role, str(inside))
+        return dataclasses.replace(found, name=name, fingerprint=was["fingerprint"])
+    if not gemma:
+        raise _damaged(folder)
+    return _find_gemma(folder, llm_preset or name, was)
+
+
+def _damaged(folder: Path) -> InputError:
+    return InputError(f"{folder / 'embedder.json'} is damaged: save the embedder again")
 
 
 def read_saved(folder: Path) -> dict[str, Any]:
@@ -180,41 +252,45 @@ def read_saved(folder: Path) -> dict[str, Any]:
         )
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        form, files = told["format"], told["files"]
+        form, files = told["format"], dict(told["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged: save the embedder again") from None
+        raise _damaged(folder) from None
+    if not files:
+        raise _damaged(folder)
     if form != FORMAT:
-        version = told.get("versions", {}).get("embedder_helpers")
-        raise InputError(f"{folder} was saved by version {version} of this package: update it")
+        raise InputError(f"{folder} was saved by another version of this package: update it")
     for name, checksum in files.items():
         if not (folder / name).is_file() or _checksum(folder / name) != checksum:
             raise InputError(f"{folder}: {name} is missing or damaged: copy the whole folder again")
     return told
 
 
-def _check_gemma(folder: Path, name: str, wanted: str) -> None:
-    """Raises InputError where Gemma is another one than the embedder was made with.
+def _find_gemma(folder: Path, name: str, was: Mapping[str, Any]) -> Preset:
+    """The Gemma of this name; raises InputError where it is another one than was saved with.
 
-    A handle's fingerprint is its version, a folder's its content: one cannot vouch for the other.
+    A handle's fingerprint is its version, a folder's its content: between the two only the width
+    can be compared.
     """
     try:
-        found = find_preset("llm_preset", name).fingerprint
+        found = find_preset("llm_preset", name)
     except InputError as error:
         raise InputError(
             f"the embedder in {folder} needs the Gemma it was made with ({error}); tell where it "
             "is: load(folder, llm_preset=…), or --llm"
         ) from None
-    if found != wanted and ("@" in found) == ("@" in wanted):
+    same = found.fingerprint == was["fingerprint"]
+    if ("@" in found.fingerprint) != ("@" in was["fingerprint"]):
+        same = found.width == was["width"]
+    if not same:
         raise InputError(
             f"{name!r} is not the Gemma that the embedder in {folder} was made with: "
             "tell where that is with load(folder, llm_preset=…), or --llm"
         )
+    return found
 
 
 def _fill(embedder: Embedder, folder: Path, classes: list | None) -> None:
     """Gives an embedder the weights and the head in `joint.safetensors`."""
-    from safetensors.numpy import load_file
-
     arrays = load_file(folder / "joint.safetensors")
     for variable in _joint(embedder):
         variable.assign(arrays[variable.path])
@@ -229,5 +305,4 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path).hex()

@@ -6,6 +6,7 @@ a sweep stops in time, and the next session finds its results among its inputs.
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ import psutil
 
 from embedder_helpers import platform
 from embedder_helpers.config import InputError
-from embedder_helpers.result import read_result, write_result
+from embedder_helpers.result import embedder_folder, read_result, write_result
 
 HOURS = {"kaggle": 12.0}  # of a CPU or GPU session; elsewhere nothing is known
 RESERVE = 600  # seconds for the table, the figures and saving the notebook
@@ -58,7 +59,7 @@ def has_time(until: float, seconds: float) -> bool:
 
 
 def bring(paths: Iterable[Path]) -> int:
-    """Copies result files that an earlier session left among Kaggle's inputs.
+    """Copies results, and embedders, that an earlier session left among Kaggle's inputs.
 
     Args:
         paths: of results that are missing; the name of a file tells all that determines it.
@@ -72,7 +73,19 @@ def bring(paths: Iterable[Path]) -> int:
     count = len(missing)
     for found in platform.KAGGLE_INPUTS.rglob("*.json"):
         if found.name in missing and (result := read_result(found)):
-            write_result(result, missing.pop(found.name))
+            path = missing.pop(found.name)
+            _bring_embedder(embedder_folder(found), embedder_folder(path))
+            write_result(result, path)
             if not missing:
                 break
     return count - len(missing)
+
+
+def _bring_embedder(there: Path, here: Path) -> None:
+    """Copies a saved embedder, if there is one and none is here."""
+    if here.exists() or not (there / "embedder.json").is_file():
+        return
+    part = here.with_name(f".{here.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(there, part)
+    part.replace(here)

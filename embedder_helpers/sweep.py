@@ -24,7 +24,7 @@ from embedder_helpers.config import (
     read_config,
 )
 from embedder_helpers.plan import Plan, plan
-from embedder_helpers.result import Result, read_result, write_result
+from embedder_helpers.result import Result, embedder_folder, read_result, write_result
 from embedder_helpers.run import train_and_score
 from embedder_helpers.shares import Share, shared
 from embedder_helpers.tasks import Task
@@ -167,8 +167,15 @@ def _plans(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
         same = tuple(getattr(experiment, name) for name in DATA_KEYS)
         one = plan(experiment, folder, tasks.get(same))
         tasks[same] = one.task
-        plans.setdefault(one.path, one)
+        other = plans.get(one.path)
+        if other is None or _saves_more(experiment, other.experiment):
+            plans[one.path] = one
     return list(plans.values())
+
+
+def _saves_more(one: Experiment, other: Experiment) -> bool:
+    order = (False, True, "with_gemma")
+    return order.index(one.save_embedder) > order.index(other.save_embedder)
 
 
 def _run_all(
@@ -249,7 +256,7 @@ def _run_one(one: Plan, store: "Store") -> None:
     embedder, result = train_and_score(one, store)
     write_result(result, one.path)
     if asked := one.experiment.save_embedder:
-        folder = save(embedder, one.embedder_folder, asked == "with_gemma", result)
+        folder = save(embedder, embedder_folder(one.path), asked == "with_gemma", result)
         platform.say(f"  embedder saved in {folder}")
     _traceback_file(one).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # written again at the end, where it is told

@@ -201,7 +201,9 @@ def task_from(texts: Sequence[str], labels: Sequence[Any]) -> Task:
     """
     import datasets
 
-    texts, labels = list(texts), np.asarray(labels).tolist()
+    texts = list(texts)
+    # Not by way of NumPy, which would turn what does not fit into text.
+    labels = [one.item() if isinstance(one, np.generic) else one for one in labels]
     check_texts(texts, "texts")
     if len(texts) != len(labels):
         raise InputError(f"there are {len(texts)} texts, but {len(labels)} labels")

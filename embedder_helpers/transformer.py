@@ -84,6 +84,8 @@ def _trained(
     if labels is None:
         raise InputError("an Experiment is trained on labels: give fit the labels y too")
     store = Store(experiment.states_dir or platform.states_folder(), experiment.states_gigabytes)
+    here = dict(train_split="train", scored_split="test", tracking=None)  # there are no others
+    experiment = dataclasses.replace(experiment, **here)
     one = plan(experiment, Path(), task_from(texts, labels))
     return train(dataclasses.replace(one, path=None), store)
 

@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import ops
 
@@ -79,6 +80,14 @@ def test_no_more_texts_than_the_batch_size_are_computed_at_a_time(
     embeddings = embedder.encode(TEXTS, batch_size=1)
     assert sizes == [1] * len(TEXTS)
     np.testing.assert_allclose(embeddings, embedder.encode(TEXTS), atol=1e-4)
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame({"text": TEXTS}), {"text": TEXTS}])
+def test_a_table_is_not_taken_for_the_names_of_its_columns(tiny_embedders, table):
+    with pytest.raises(InputError, match="give one of its columns"):
+        tiny_embedders["roberta_only"].encode(table)
+    column = tiny_embedders["roberta_only"].encode(pd.Series(TEXTS), batch_size=np.int64(4))
+    assert column.shape == (len(TEXTS), 128)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, "8"])

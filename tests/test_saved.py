@@ -4,12 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import h5py
 import keras_hub
 import numpy as np
 import pytest
 from made_presets import write_gemma
 from made_task import experiment, write_task
+from safetensors.numpy import load_file
 
 from embedder_helpers import protocol
 from embedder_helpers.config import Experiment, InputError
@@ -88,6 +91,19 @@ def test_a_saved_roberta_is_a_whole_preset_of_keras(run):
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_a_gemma_that_is_asked_for_later_is_put_in_later(task, tmp_path, capsys):
+    keys = dict(kind="gemma_only", llm_layers=1)
+    saving = [experiment(task, save_embedder=one, **keys) for one in (False, True, "with_gemma")]
+    sweep(saving[:2], tmp_path)  # one result, of which the embedder is wanted once
+    (folder,) = tmp_path.glob("embedder-*")
+    assert not (folder / "gemma").exists()
+    sweep(saving[2:], tmp_path)
+    assert (folder / "gemma").is_dir()
+    capsys.readouterr()
+    sweep(saving, tmp_path)
+    assert "1 of them found" in capsys.readouterr().out
+
+
 def test_a_run_whose_result_is_there_runs_again_for_its_embedder_alone(task, tmp_path, capsys):
     one = experiment(task, kind="gemma_only", llm_layers=1)
     sweep([one], tmp_path)
@@ -160,9 +176,68 @@ def test_a_save_that_fails_leaves_what_was_there(small, monkeypatch):
     assert [path.name for path in small.parent.iterdir()] == ["small"]
 
 
-def test_no_file_holds_a_pickle(run):
-    kinds = {path.suffix for path in run[0].rglob("*") if path.is_file()}
-    assert kinds == {".json", ".txt", ".h5", ".safetensors"}
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(39, "Directory not empty")])
+def test_a_save_that_ends_between_its_two_renames_leaves_what_was_there(small, monkeypatch, error):
+    before, rename = (small / "embedder.json").read_bytes(), Path.replace
+
+    def ends(path, target):
+        if path.suffix == ".part":
+            raise error
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", ends)
+        with pytest.raises((KeyboardInterrupt, InputError)):
+            save(build_embedder(Experiment(kind="gemma_only", llm_layers=2)), small)
+    assert (small / "embedder.json").read_bytes() == before
+    assert [path.name for path in small.parent.iterdir()] == ["small"]
+
+
+def test_what_a_killed_save_moved_away_is_found_again(small):
+    expected = load(small).encode(TEXTS)
+    small.rename(small.with_name(".small.old"))
+    np.testing.assert_array_equal(load(small).encode(TEXTS), expected)
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "precious").write_text("")
+    embedder = build_embedder(Experiment(kind="gemma_only", llm_layers=1))
+    for taken in (tmp_path, tmp_path / "precious"):
+        with pytest.raises(InputError, match="holds something else"):
+            embedder.save(taken)
+    assert (tmp_path / "precious").exists()
+
+
+def test_an_embedder_saved_again_is_the_same_and_keeps_what_came_with_it(run, tmp_path):
+    folder, result = run
+    first = load(folder)
+    first.save(tmp_path / "whole", with_gemma=True)
+    again = load(tmp_path / "whole")
+    again.save(tmp_path / "whole")
+    third = load(tmp_path / "whole")
+    np.testing.assert_array_equal(third.encode(TEXTS), first.encode(TEXTS))
+    assert third.result == result
+    told = [json.loads((one / "embedder.json").read_text()) for one in (folder, tmp_path / "whole")]
+    assert told[0]["presets"] == told[1]["presets"]
+    assert told[0]["experiment"] == told[1]["experiment"]
+
+
+def test_a_loaded_embedder_goes_on_from_another_working_folder(small, tmp_path, monkeypatch):
+    expected = load(small).encode(TEXTS)
+    monkeypatch.chdir(small.parent)
+    embedder = load(small.name)
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(embedder.encode(TEXTS), expected)
+
+
+def test_the_weights_are_in_formats_that_run_no_code(run):
+    for path in (path for path in run[0].rglob("*") if path.is_file()):
+        if path.suffix == ".h5":
+            assert h5py.is_hdf5(path)
+        elif path.suffix == ".safetensors":
+            assert load_file(path)
+        else:
+            assert path.suffix in (".json", ".txt") and path.read_text(encoding="utf-8")
 
 
 def test_a_folder_that_holds_no_embedder_is_told(tmp_path):
@@ -186,6 +261,11 @@ def test_a_damaged_description_and_one_of_a_later_version_are_told(small):
     path.write_text(json.dumps(told | {"format": 99}))
     with pytest.raises(InputError, match="update it"):
         load(small)
+    wrong = [{"experiment": {}}, {"presets": None}, {"files": []}, {"files": 7}, {"classes": [0]}]
+    for content in wrong:
+        path.write_text(json.dumps(told | content))
+        with pytest.raises(InputError):
+            load(small)
     path.write_text(path.read_text()[:50])
     with pytest.raises(InputError, match="is damaged"):
         load(small)

@@ -91,6 +91,15 @@ def test_results_of_an_earlier_session_are_taken_by_their_names(kaggle, tmp_path
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["one.json"]
 
 
+def test_an_embedder_of_an_earlier_session_comes_with_its_result(kaggle, tmp_path):
+    leave(kaggle / "earlier", "one.json", FOUND)
+    leave(kaggle / "earlier" / "embedder-one", "embedder.json", "{}")
+    leave(kaggle / "earlier" / "embedder-one" / "gemma", "config.json", "{}")
+    assert session.bring([tmp_path / "one.json"]) == 1
+    assert (tmp_path / "embedder-one" / "gemma" / "config.json").is_file()
+    assert not list(tmp_path.glob(".*.part"))
+
+
 def test_a_damaged_file_is_passed_over_for_a_whole_one(kaggle, tmp_path):
     for folder, content in (("a", FOUND[:40]), ("b", FOUND), ("c", "{}")):
         leave(kaggle / folder, "one.json", content)

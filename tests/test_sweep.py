@@ -245,7 +245,7 @@ def test_the_table_has_a_row_for_each_result(mixed):
 
 def test_finished_results_are_read_and_not_touched(mixed, monkeypatch, capsys):
     before = files(mixed.out)
-    monkeypatch.setattr(sweep_module, "run", lambda *_: pytest.fail("runs"))
+    monkeypatch.setattr(sweep_module, "train_and_score", lambda *_: pytest.fail("runs"))
     again = sweep(mixed.finished, mixed.out)
     assert again.failed == {} and again.results == mixed.results
     assert files(mixed.out) == before
@@ -385,7 +385,7 @@ def test_states_that_do_not_fit_fail_only_what_is_trained_on_them(mixed, tmp_pat
 
 
 def test_every_experiment_is_checked_before_the_first_one_runs(mixed, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_module, "run", lambda *_: pytest.fail("runs"))
+    monkeypatch.setattr(sweep_module, "train_and_score", lambda *_: pytest.fail("runs"))
     with pytest.raises(InputError, match="llm_layers is 19"):
         sweep([mixed.hybrid, mixed.experiment(llm_layers=19)], tmp_path)
     assert not list(tmp_path.glob("*.json"))

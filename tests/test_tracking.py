@@ -100,7 +100,7 @@ def test_a_library_that_is_absent_is_told_before_anything_runs(
     name, task_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delattr(sweep_module, "run")
+    monkeypatch.delattr(sweep_module, "train_and_score")
     with pytest.raises(InputError, match=f"tracking is '{name}'.*pip install {name}"):
         run(quick(task_folder, tracking=name), tmp_path)
 

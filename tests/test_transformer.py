@@ -40,8 +40,9 @@ def test_it_works_in_a_pipeline_a_clone_and_a_cross_validation(folder):
 
 def test_an_experiment_is_trained_on_what_fit_is_given(tmp_path):
     experiment = Experiment(
-        kind="roberta_only", epochs=8, batch_size=4, learning_rate=5e-4, max_tokens=16
-    )
+        kind="roberta_only", epochs=8, batch_size=4, learning_rate=5e-4, max_tokens=16,
+        train_split="validation",
+    )  # fmt: skip
     fitted = TextEmbedder(experiment).fit(np.array(TEXTS), np.array(LABELS))
     answers = fitted.embedder_.head.predict(fitted.transform(TEXTS))
     assert np.mean(answers == LABELS) == 1
@@ -59,6 +60,7 @@ def test_an_experiment_is_trained_on_what_fit_is_given(tmp_path):
         (TEXTS, None, "give fit the labels y"),
         (TEXTS, LABELS[:-1], "16 texts, but 15 labels"),
         (TEXTS, ["wet"] * 16, "only one label"),
+        (TEXTS, ["wet"] * 15 + [float("nan")], "no label in row 16"),
         (TEXTS, [0.5] * 16, "labels must be all whole numbers or all strings"),
         ([*TEXTS[:-1], None], LABELS, "None in row 16"),
     ],

@@ -12,7 +12,7 @@ from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.gemma import Depth, Gemma
 from embedder_helpers.plan import plan
 from embedder_helpers.presets import find_preset
-from embedder_helpers.run import run
+from embedder_helpers.run import train_and_score
 from embedder_helpers.states import DepthFile, Store
 from embedder_helpers.tokens import end_to_end
 from embedder_helpers.waves import plan_waves
@@ -121,7 +121,7 @@ def walked(found, scored=range(1, 19)):
         passes += gemma.block_passes - before
         for one in wave.plans:
             if one.experiment.llm_layers in scored:
-                result = run(one, wave.store)
+                _, result = train_and_score(one, wave.store)
                 scores[one.task.name, one.experiment.llm_layers] = result.scores
     return passes, scores
 
@@ -149,7 +149,7 @@ def test_running_the_plans_of_a_wave_passes_no_block_again(plans_of, rain):
     wave.fill()
     before = kept_gemma(TINY).block_passes
     for one in wave.plans:
-        run(one, wave.store)
+        train_and_score(one, wave.store)
     assert kept_gemma(TINY).block_passes == before
 
 
