@@ -46,21 +46,21 @@ import numpy as np
 from embedder_helpers.saved import load
 embedder = load(sys.argv[1])
 texts = sys.stdin.read().splitlines()
-np.savez(sys.argv[2], embeddings=embedder.encode(texts), head=embedder.head.kernel)
+np.save(sys.argv[2], embedder.encode(texts))
 """
 
 
 def in_another_process(folder, texts, tmp_path):
-    command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path / "found.npz")]
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path / "found.npy")]
     subprocess.run(command, input="\n".join(texts), text=True, check=True)
-    return np.load(tmp_path / "found.npz")
+    return np.load(tmp_path / "found.npy")
 
 
 def test_what_a_run_saved_scores_in_another_process_as_it_did(run, task, tmp_path):
     folder, result = run
     loaded = load_task(str(task), samples_per_label=4)
     train, test = loaded.train.texts(), loaded.test.texts()
-    there = in_another_process(folder, [*train, *test], tmp_path)["embeddings"]
+    there = in_another_process(folder, [*train, *test], tmp_path)
     np.testing.assert_array_equal(load(folder).encode([*train, *test]), there)
     answers = protocol.answers(
         there[: len(train)], loaded.train.labels, there[len(train) :], samples_per_label=4
@@ -275,3 +275,17 @@ def test_a_copy_works_anywhere(small, tmp_path):
     expected = load(small).encode(TEXTS)
     shutil.copytree(small, tmp_path / "deep" / "copy")
     np.testing.assert_array_equal(load(tmp_path / "deep" / "copy").encode(TEXTS), expected)
+
+
+@pytest.mark.real
+def test_real_models_come_back_bit_for_bit_in_another_process(real_presets, tmp_path):
+    keys = dict(
+        llm_preset=str(real_presets / "gemma3_270m"),
+        slm_preset=str(real_presets / "roberta_6l_384"),
+    )
+    embedder = build_embedder(Experiment(llm_layers=4, fusion="add", **keys))
+    for variable in embedder.projection.trainable_variables:  # as if trained
+        variable.assign(variable + 0.01)
+    folder = embedder.save(tmp_path / "real", with_gemma=True)
+    there = in_another_process(folder, TEXTS, tmp_path)
+    np.testing.assert_array_equal(there, embedder.encode(TEXTS))
