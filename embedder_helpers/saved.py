@@ -9,6 +9,7 @@
 No pickle. Of the settings of its run only the result tells; nothing of them is needed to load it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -199,18 +200,26 @@ def load(
     folder = Path(folder).resolve()
     _take_back(folder)
     told = read_saved(folder)
-    try:
+    with _damage_told(folder):
         keys = told["experiment"] | {"stream_blocks": stream_blocks}
         experiment = make_experiment(keys, where=str(folder / "embedder.json"))
         presets = {role: _find(role, folder, told, llm_preset) for role in ROLES[experiment.kind]}
-        embedder = build_embedder(experiment, presets)
+    embedder = build_embedder(experiment, presets)
+    with _damage_told(folder):
         _fill(embedder, folder, told["classes"])
-        embedder.result = saved_result(told)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise _damaged(folder) from None
+    embedder.result = saved_result(told)
     return embedder
+
+
+@contextlib.contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    """Whatever is missing or of another kind in `embedder.json` is one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise _damaged(folder) from None
 
 
 def saved_result(told: Mapping[str, Any]) -> Result | None:
