@@ -118,7 +118,7 @@ def test_states_that_are_there_are_not_computed_again(task_folder, tmp_path, mon
 def test_a_run_keeps_no_states_of_texts_that_it_reads_once(task_folder, tmp_path):
     asked = experiment(task_folder, kind="gemma_only")
     store = Store(tmp_path / "states")
-    found = run_module.run(plan(asked, tmp_path), store)
+    _, found = run_module.train_and_score(plan(asked, tmp_path), store)
     assert len(store.listing()) == 0
     assert found.scores == run(asked, tmp_path / "out").scores
 
@@ -126,7 +126,7 @@ def test_a_run_keeps_no_states_of_texts_that_it_reads_once(task_folder, tmp_path
 def test_a_run_keeps_the_states_that_training_reads_again(task_folder, tmp_path):
     asked = experiment(task_folder, llm_layers=(1, 2), layer_pooling="learned", epochs=1)
     store = Store(tmp_path / "states")
-    found = run_module.run(plan(asked, tmp_path), store)
+    _, found = run_module.train_and_score(plan(asked, tmp_path), store)
     assert store.listing()["texts"].tolist() == [40 + 12] * 2
     assert found.cutoffs == [1, 2] and found.head
 
@@ -230,7 +230,7 @@ def test_states_are_standardised_by_the_training_texts_alone(task_folder, tmp_pa
     monkeypatch.setattr(
         Standardise, "adapt", lambda layer, states: (seen.append(states), adapt(layer, states))[1]
     )
-    asked = experiment(task_folder, epochs=1)
+    asked = experiment(task_folder, epochs=0)
     run(asked, tmp_path)
     (states,) = seen
     texts = plan(asked, tmp_path).texts("fit")

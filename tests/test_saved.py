@@ -117,11 +117,9 @@ def test_a_run_whose_result_is_there_runs_again_for_its_embedder_alone(task, tmp
 @pytest.mark.parametrize(
     "with_gemma, keys",
     [
-        (True, dict(fusion="add", llm_layers=-15)),
         (False, dict(fusion="prepend", llm_layers=2, pooling="max")),
         (False, dict(llm_layers=(2, 4), layer_pooling="learned", projection="mlp")),
         (True, dict(kind="gemma_only", llm_layers=3, final_norm="last")),
-        (True, dict(kind="gemma_only", llm_layers=3, final_norm="learned")),
         (True, dict(kind="roberta_only", max_tokens=8)),
     ],
 )
