@@ -12,27 +12,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from embedder_helpers.config import DATA_KEYS, Experiment  # noqa: E402
+from embedder_helpers.config import (  # noqa: E402
+    DATA_KEYS,
+    SPLIT_KEYS,
+    TRAINING_KEYS,
+    Experiment,
+)
 
 PAGE = ROOT / "docs" / "configuration.md"
 MARK = "<!-- What follows is written by `make docs`. -->\n"
 REST = "Other"  # where a key goes that no group names
 GROUPS = {
-    "Data": (*DATA_KEYS, "train_split", "max_train_texts", "max_tokens"),
+    "Data": (*DATA_KEYS, *SPLIT_KEYS, "max_tokens"),
     "Embedder": ("kind", "pooling", "seed"),
     "Gemma": ("llm_preset", "llm_layers", "layer_pooling", "final_norm"),
     "Joint": ("fusion", "projection", "projection_start", "state_dropout"),
     "RoBERTa": ("slm_preset",),
-    "Training": (
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "projection_learning_rate",
-        "warmup",
-        "clip_norm",
-        "patience",
-        "class_weights",
-    ),
+    "Training": ("epochs", *(key for key in TRAINING_KEYS if key not in SPLIT_KEYS)),
     "Scoring": ("scored_split", "probe"),
     "What is kept, where, and who is told": (
         "save_embedder",

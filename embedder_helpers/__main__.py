@@ -7,6 +7,7 @@ sweep of which some experiments failed, or were left for want of time, ends in 1
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from embedder_helpers.config import Experiment, InputError, parse_override
 
@@ -27,6 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m embedder_helpers", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_of_experiments, _add_of_results, _add_of_embedders, _add_of_states):
+        add(commands)
+    return parser
+
+
+def _add_of_experiments(commands: Any) -> None:
     run = commands.add_parser(
         "sweep", aliases=["run"], help="run the experiments of configs and print their table"
     )
@@ -45,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         "--on", default="T4", metavar="GPU", help="P100, T4, L4, A100, or `here`: this CPU (T4)"
     )
     reckon.set_defaults(command=_estimate)
+
+
+def _add_of_results(commands: Any) -> None:
     table = commands.add_parser("table", help="print the table of a folder's results; draw them")
     table.add_argument("folder", metavar="DIR")
     table.set_defaults(command=_table)
@@ -72,11 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     mteb.add_argument("--org", required=True, help="before the models' names: a hub's account")
     mteb.add_argument("--out", required=True, metavar="DIR", help="`results` in an mteb cache")
     mteb.set_defaults(command=_mteb)
+
+
+def _add_of_embedders(commands: Any) -> None:
     predict = commands.add_parser(
         "predict", help="label texts with a saved embedder, and tell what Gemma changed"
     )
     predict.add_argument("folder", metavar="FOLDER", help="that `save_embedder: true` left")
-    _add_gemma(predict)
+    predict.add_argument("--llm", metavar="PRESET", help="the embedder's Gemma, if it has moved")
     given = predict.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", action="append", metavar="TEXT", help="may be given often")
     given.add_argument("--file", metavar="FILE", help="of texts: .csv, .jsonl or .parquet")
@@ -101,17 +114,15 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="show all that would be sent, and send nothing"
     )
     publish.set_defaults(command=_publish)
+
+
+def _add_of_states(commands: Any) -> None:
     states = commands.add_parser("states", help="list Gemma's states on disk, or delete them")
     states.add_argument("--dir", metavar="DIR", help="the states_dir (the default one)")
     states.add_argument(
         "--clear", nargs="?", const="", metavar="MODEL", help="delete a model's states, or all"
     )
     states.set_defaults(command=_states)
-    return parser
-
-
-def _add_gemma(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--llm", metavar="PRESET", help="the embedder's Gemma, if it has moved")
 
 
 def _add_configs(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,10 @@ import pandas as pd
 
 from embedder_helpers.config import InputError
 from embedder_helpers.embedder import Embedder, Hybrid
+from embedder_helpers.local import listed
 
 
-def classify(embedder: Embedder, texts: Sequence[str]) -> pd.DataFrame:
+def classify(embedder: Embedder, texts: str | Sequence[str]) -> pd.DataFrame:
     """A row per text: `text`, `label`, and `p(…)`, the probability of each class.
 
     For a hybrid also `label_without_gemma`, what the same RoBERTa and head say of the text's own
@@ -30,7 +31,7 @@ def classify(embedder: Embedder, texts: Sequence[str]) -> pd.DataFrame:
             "this embedder has no classifier: train one (epochs of 1 or more; for gemma_only, "
             "probe: true) and save it again"
         )
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = [texts] if isinstance(texts, str) else listed(texts)
     given = head.probabilities(embedder.encode(texts)).astype("float64")
     found = {"text": texts, "label": head.classes[given.argmax(-1)]}
     found |= {f"p({one})": given[:, i] for i, one in enumerate(head.classes)}

@@ -7,7 +7,7 @@ Training repeats only the last step; states may as well come from disk.
 import functools
 import operator
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.fusion import Inputs, fuse, fused
 from embedder_helpers.gemma import Depth, Gemma, depths
 from embedder_helpers.head import Head
-from embedder_helpers.local import check_texts
+from embedder_helpers.local import check_texts, listed
 from embedder_helpers.pooling import LayerPooling, pool
 from embedder_helpers.presets import ROLES, Preset, find_presets
 from embedder_helpers.projection import (
@@ -132,7 +132,7 @@ class Embedder:
         if isinstance(texts, str):
             given = batch_size, show_progress_bar, normalize_embeddings, convert_to_numpy
             return self.encode([texts], *given)[0]
-        texts, batch_size = _listed(texts), _whole(batch_size)
+        texts, batch_size = listed(texts), _whole(batch_size)
         check_texts(texts, "encode")
         with platform.bars_shown(show_progress_bar):
             embeddings = self.encode_unchecked(texts, batch_size)
@@ -155,13 +155,6 @@ class Embedder:
         from embedder_helpers import saved  # which builds embedders
 
         return saved.save(self, folder, with_gemma)
-
-
-def _listed(texts: Iterable[str]) -> list[str]:
-    """The texts; a table or a mapping would give the names of its columns."""
-    if hasattr(texts, "columns") or isinstance(texts, Mapping):
-        raise InputError("texts are a table: give one of its columns")
-    return list(texts)
 
 
 def _whole(batch_size: Any) -> int | None:

@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,13 @@ def stratified_rows(
         if leave_one:
             place[rows[-1]] = np.inf
     return np.sort(np.argsort(place, kind="stable")[:count])
+
+
+def listed(texts: Iterable[str]) -> list[str]:
+    """The texts; raises InputError for a table, which would give the names of its columns."""
+    if hasattr(texts, "columns") or isinstance(texts, Mapping):
+        raise InputError("texts are a table: give one of its columns")
+    return list(texts)
 
 
 def check_texts(

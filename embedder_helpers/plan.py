@@ -70,12 +70,12 @@ class Plan:
         ]
 
 
-def plan(experiment: Experiment, folder: Path, task: Task | None = None) -> Plan:
+def plan(experiment: Experiment, folder: Path | None, task: Task | None = None) -> Plan:
     """Finds and checks all that an experiment reads.
 
     Args:
         experiment: what to plan.
-        folder: for the result file.
+        folder: for the result file; None where no result is wanted.
         task: the experiment's, if it was loaded already.
 
     Raises:
@@ -87,7 +87,7 @@ def plan(experiment: Experiment, folder: Path, task: Task | None = None) -> Plan
     inputs = {"task": task.fingerprint} | {
         role: preset.fingerprint for role, preset in presets.items()
     }
-    path = folder / result_name(experiment, task, presets, inputs)
+    path = folder and folder / result_name(experiment, task, presets, inputs)
     return Plan(experiment, task, presets, inputs, rows_of(experiment, task), path)
 
 

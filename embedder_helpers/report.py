@@ -95,11 +95,11 @@ def names(results: Sequence[Result]) -> list[str]:
 
     Results that share task and name differ in their seed alone.
     """
-    keys = apart(results)
+    keys = _apart(results)
     found = []
     for result in results:
         alike = [one for one in results if one.task["name"] == result.task["name"]]
-        words = [embedder_name(result), *told(result, keys), *_origin(result, alike)]
+        words = [embedder_name(result), *_told(result, keys), *_origin(result, alike)]
         found.append(", ".join(words))
     return found
 
@@ -277,12 +277,12 @@ def has_curve(results: Sequence[Result]) -> bool:
     return any(len(cutoffs) > 2 for cutoffs in found.values())
 
 
-def apart(results: Sequence[Result]) -> list[str]:
+def _apart(results: Sequence[Result]) -> list[str]:
     """Keys, beside seed and task, that tell results of one embedder and task apart."""
     return [key for key in _differing(results) if key not in ("seed", "task")]
 
 
-def told(result: Result, keys: Sequence[str]) -> list[str]:
+def _told(result: Result, keys: Sequence[str]) -> list[str]:
     """These keys and their values, in words, where they determine the result."""
     return [f"{key} {value}" for key, value in _settings(result, keys).items() if value != "-"]
 

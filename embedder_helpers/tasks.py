@@ -22,6 +22,7 @@ from embedder_helpers.local import (
     check_labels,
     check_texts,
     exists,
+    listed,
     read_local,
     stratified_rows,
 )
@@ -201,7 +202,7 @@ def task_from(texts: Sequence[str], labels: Sequence[Any]) -> Task:
     """
     import datasets
 
-    texts = list(texts)
+    texts = listed(texts)
     # Not by way of NumPy, which would turn what does not fit into text.
     labels = [one.item() if isinstance(one, np.generic) else one for one in labels]
     check_texts(texts, "texts")

@@ -86,8 +86,7 @@ def _trained(
     store = Store(experiment.states_dir or platform.states_folder(), experiment.states_gigabytes)
     here = dict(train_split="train", scored_split="test", tracking=None)  # there are no others
     experiment = dataclasses.replace(experiment, **here)
-    one = plan(experiment, Path(), task_from(texts, labels))
-    return train(dataclasses.replace(one, path=None), store)
+    return train(plan(experiment, None, task_from(texts, labels)), store)
 
 
 def _changed(folder: Path) -> float:
