@@ -57,6 +57,11 @@ def test_an_embedder_without_a_classifier_is_told():
         classify(build_embedder(Experiment(kind="roberta_only")), TEXTS)
 
 
+def test_a_table_is_not_taken_for_the_names_of_its_columns(hybrid):
+    with pytest.raises(InputError, match="give one of its columns"):
+        classify(hybrid, pd.DataFrame({"text": TEXTS}))
+
+
 def test_the_command_labels_a_file_into_a_file(hybrid, folder, tmp_path, capsys):
     texts = tmp_path / "in.csv"
     pd.DataFrame({"id": [7, 8, 9], "words": TEXTS}).to_csv(texts, index=False)
