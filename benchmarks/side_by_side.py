@@ -1,6 +1,6 @@
-"""What the benchmarks share: real texts, alternating runs, the machine's matrix-product peak.
+"""Shared by the benchmarks: real texts, alternating runs, the machine's peak of matrix products.
 
-Every figure is a ratio of runs that alternate on one machine, with the lowest and highest of them.
+Every figure is a ratio of runs that alternate on one machine: median, lowest and highest.
 """
 
 import argparse
@@ -19,16 +19,16 @@ sys.path.insert(0, str(ROOT))
 ROUNDS = 3
 
 
-def options(about: str, *models: str, texts: int) -> argparse.Namespace:
-    """What a benchmark is asked for on the command line.
+def parse_options(description: str, *models: str, texts: int) -> argparse.Namespace:
+    """Parse a benchmark's command line.
 
     Args:
-        about: its docstring.
-        models: names of the options that give presets.
-        texts: how many texts it reads unless told.
+        description: its docstring.
+        models: names of the options for presets.
+        texts: default number of texts.
     """
     parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for model in models:
         parser.add_argument(f"--{model}", required=True)
@@ -39,16 +39,16 @@ def options(about: str, *models: str, texts: int) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def texts(data: Path, count: int | None = None, seed: int = 0) -> list[str]:
-    """Training texts of a task in jsonl files, in a random order."""
+def load_texts(data: Path, count: int | None = None, seed: int = 0) -> list[str]:
+    """Training texts of a task in jsonl files, in random order."""
     lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line)["text"] for line in lines]
-    order = np.random.default_rng(seed).permutation(len(found))
-    return [found[row] for row in order[:count]]
+    texts = [json.loads(line)["text"] for line in lines]
+    order = np.random.default_rng(seed).permutation(len(texts))
+    return [texts[row] for row in order[:count]]
 
 
 def alternate(**runs: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of each run, after one to warm up, in turns."""
+    """Seconds of each run, measured in turns after one warm-up each."""
     for run in runs.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -59,7 +59,7 @@ def alternate(**runs: Callable[[], float]) -> dict[str, list[float]]:
 
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
-    """The function as a run that gives its seconds."""
+    """The function as a run that returns its seconds."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -69,25 +69,40 @@ def timed(function: Callable[[], object]) -> Callable[[], float]:
     return run
 
 
-def ratio(slow: list[float], fast: list[float]) -> str:
-    """How many times longer the first takes: median of the rounds, lowest and highest."""
-    ratios = sorted(one / other for one, other in zip(slow, fast, strict=True))
-    return f"{np.median(ratios):.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f})"
+def ratio(numerator: list[float], denominator: list[float]) -> str:
+    """Ratio of two runs' seconds, round by round: median, lowest and highest."""
+    return spread([a / b for a, b in zip(numerator, denominator, strict=True)], 2)
+
+
+def rate(amount: float, seconds: list[float]) -> str:
+    """An amount per second: median, lowest and highest."""
+    return spread([amount / one for one in seconds], 0)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median, lowest and highest."""
+    low, middle, high = (f"{f(values):.{digits}f}" for f in (min, np.median, max))
+    return f"{middle} ({low} … {high})"
+
+
+def padding_fraction(useful: int, computed: int) -> str:
+    """The fraction of the computed tokens that are padding."""
+    return f"{1 - useful / computed:.2f}"
 
 
 def matmul_flops() -> Callable[[], float]:
-    """A run that gives the floating-point operations per second of a float32 matrix product.
+    """A run that returns the floating-point operations per second of a float32 matrix product.
 
-    The better of NumPy's and TensorFlow's, at sizes like those of a block.
+    The better of NumPy's and TensorFlow's, at sizes like those of a layer.
     """
     import tensorflow as tf
 
-    left = np.random.default_rng(0).normal(size=(2048, 2048)).astype("float32")
-    tensor = tf.constant(left)
+    matrix = np.random.default_rng(0).normal(size=(2048, 2048)).astype("float32")
+    tensor = tf.constant(matrix)
     operations = 2 * 2048**3
 
     def run() -> float:
-        numpy_seconds = timed(lambda: left @ left)()
+        numpy_seconds = timed(lambda: matrix @ matrix)()
         tensorflow_seconds = timed(lambda: tf.matmul(tensor, tensor).numpy())()
         return operations / min(numpy_seconds, tensorflow_seconds)
 
@@ -95,7 +110,7 @@ def matmul_flops() -> Callable[[], float]:
 
 
 class Peer:
-    """Another program, in a process of its own, that runs once each time it is asked."""
+    """Another program, in a process of its own, that runs once per call."""
 
     def __init__(self, *command: object):
         self.process = subprocess.Popen(
@@ -104,21 +119,21 @@ class Peer:
         )  # fmt: skip
 
     def __call__(self) -> float:
-        self.process.stdin.write("go\n")
+        self.process.stdin.write("run\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the peer died: run {' '.join(self.process.args)} to see why")
+            raise SystemExit(f"the peer failed: run {' '.join(self.process.args)} to see why")
         return float(line)
 
     def close(self) -> None:
-        """Ends it."""
+        """End it."""
         self.process.stdin.close()
         self.process.wait()
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:
-    """Figures, as Markdown."""
-    print("\n| figure | measured |\n|---|---|")
+    """Print quantities and values as Markdown."""
+    print("\n| quantity | measured |\n|---|---|")
     for name, value in rows:
         print(f"| {name} | {value} |")

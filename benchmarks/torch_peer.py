@@ -1,7 +1,7 @@
 """The peer: Hugging Face transformers on torch, with the same weights, tokens and batches.
 
 usage: python torch_peer.py encode|train MODEL_FOLDER BATCHES.npz
-Runs once for each line on standard input and prints the seconds.
+Runs once per line of standard input, and prints the seconds.
 """
 
 import sys
@@ -11,39 +11,40 @@ import numpy as np
 import torch
 from transformers import AutoModel
 
-what, folder, batches = sys.argv[1:]
-loaded = np.load(batches)
-count = len([name for name in loaded if name.startswith("mask")])
+task, folder, file = sys.argv[1:]
+batches = np.load(file)
+count = len([name for name in batches if name.startswith("mask")])
 model = AutoModel.from_pretrained(folder, dtype=torch.float32)
 
 
 def encode() -> None:
-    """States behind the last block, batches as given."""
+    """Hidden states after the last layer."""
     with torch.inference_mode():
         for i in range(count):
-            ids = torch.from_numpy(loaded[f"ids{i}"]).long()
-            mask = torch.from_numpy(loaded[f"mask{i}"]).long()
+            ids = torch.from_numpy(batches[f"ids{i}"]).long()
+            mask = torch.from_numpy(batches[f"mask{i}"]).long()
             model(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
 def training():
-    """An epoch: states through a projection, RoBERTa, masked mean and head; AdamW, two rates."""
+    """An epoch: hidden states, projection, RoBERTa, masked mean, head; AdamW with two rates."""
     model.train()
-    width = loaded["inputs0"].shape[-1]
+    width = batches["inputs0"].shape[-1]
     projection = torch.nn.Linear(width, model.config.hidden_size)
     head = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(model.config.hidden_size, 2))
-    new = [*projection.parameters(), *head.parameters()]
+    new_weights = [*projection.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(
-        [{"params": model.parameters(), "lr": 5e-5}, {"params": new, "lr": 1e-3}], weight_decay=0.01
+        [{"params": model.parameters(), "lr": 5e-5}, {"params": new_weights, "lr": 1e-3}],
+        weight_decay=0.01,
     )
 
     def epoch() -> None:
         for i in range(count):
-            inputs = projection(torch.from_numpy(loaded[f"inputs{i}"]).float())
-            mask = torch.from_numpy(loaded[f"mask{i}"])
+            inputs = projection(torch.from_numpy(batches[f"inputs{i}"]).float())
+            mask = torch.from_numpy(batches[f"mask{i}"])
             states = model(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
             pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            labels = torch.from_numpy(loaded[f"labels{i}"]).long()
+            labels = torch.from_numpy(batches[f"labels{i}"]).long()
             loss = torch.nn.functional.cross_entropy(head(pooled), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -52,8 +53,8 @@ def training():
     return epoch
 
 
-run = encode if what == "encode" else training()
-model.train(what == "train")
+run = encode if task == "encode" else training()
+model.train(task == "train")
 for _ in sys.stdin:
     start = time.perf_counter()
     run()

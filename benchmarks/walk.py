@@ -1,4 +1,4 @@
-"""The walk through Gemma: its speed beside the machine's peak, torch and the original study's way.
+"""Gemma's forward pass: its speed relative to the machine's peak, torch and the original method.
 
 usage: python benchmarks/walk.py --llm presets/gemma3_270m --data data/amazon_counterfactual \
            [--torch-python PYTHON --torch-model FOLDER] [--texts 512]
@@ -8,149 +8,162 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from side_by_side import Peer, alternate, matmul_flops, options, print_table, ratio, texts, timed
+from side_by_side import (
+    Peer,
+    alternate,
+    load_texts,
+    matmul_flops,
+    padding_fraction,
+    parse_options,
+    print_table,
+    rate,
+    ratio,
+    timed,
+)
 
-from embedder_helpers import gemma as gemma_module
-from embedder_helpers.gemma import Depth, Gemma
-from embedder_helpers.presets import find_preset, load_preset
-from embedder_helpers.states import Store
-from embedder_helpers.tokens import inference_batches
+from embedder_helpers.models.batching import inference_batches
+from embedder_helpers.models.gemma import CPU_TOKENS, Gemma, HiddenStateSpec
+from embedder_helpers.models.hidden_states import HiddenStateCache
+from embedder_helpers.models.presets import find_preset, from_preset
 
 EPOCHS = 3
+SLICE = 32  # texts that the original method is measured on: one batch
 
 
 def main() -> None:
-    """Prints the figures."""
-    asked = options(__doc__, "llm", texts=512)
-    preset = find_preset("llm_preset", asked.llm)
-    gemma, loaded = Gemma(preset), Gemma(preset)  # a sweep lets go of the weights it loaded
-    everything, _ = gemma.tokenise(texts(asked.data), 512)
-    ids, longest = everything.select(range(asked.texts)), int(everything.lengths.max())
+    """Measure and print."""
+    options = parse_options(__doc__, "llm", texts=512)
+    preset = find_preset("llm_preset", options.llm)
+    gemma, loaded = Gemma(preset), Gemma(preset)  # a sweep unloads the weights
+    all_ids, _ = gemma.tokenize(load_texts(options.data), 512)
+    ids, longest = all_ids.select(range(options.texts)), int(all_ids.lengths.max())
+    tokens = int(ids.lengths.sum())
     print(
-        f"{preset.name}, {preset.blocks} blocks; {asked.texts} texts of {asked.data}, "
-        f"{ids.lengths.sum()} tokens; the longest text of all has {longest}"
+        f"{preset.name}, {preset.num_layers} layers; {options.texts} texts of {options.data}, "
+        f"{tokens} tokens; the longest of all texts has {longest}"
     )
-    flops = 2 * block_weights(loaded) * preset.blocks * int(ids.lengths.sum())
-    last = [Depth(preset.blocks, "rms")]
+    flops = 2 * layer_weights(loaded) * preset.num_layers * tokens
+    seconds = measure(options, gemma, loaded, ids, longest, flops)
+    print_table(figures(options.texts, gemma, ids, longest, flops, seconds))
+
+
+def measure(options, gemma, loaded, ids, longest, flops) -> dict[str, list[float]]:
+    """Seconds of every run; of `peak`, those that `flops` take at the peak of matrix products."""
+    last = [HiddenStateSpec(gemma.preset.num_layers, "rms")]
     peak = matmul_flops()
     runs = {
-        "walk": timed(lambda: list(loaded.walk(ids, last))),
+        "forward": timed(lambda: list(loaded.forward_layers(ids, last))),
         "sweep": timed(lambda: sweep(gemma, ids)),
-        "original": original_way(preset, ids, longest),
+        "original": original_method(gemma.preset, ids, longest),
         "peak": lambda: flops / peak(),
-        "products": block_products(loaded, int(ids.lengths.sum())),
+        "products": layer_products(loaded, int(ids.lengths.sum())),
     }
-    if asked.torch_python:
-        runs["torch"] = torch_peer(asked, ids)
-    seconds = alternate(**runs)
+    if options.torch_python:
+        runs["torch"] = torch_peer(options, ids)
+    return alternate(**runs)
+
+
+def figures(count, gemma, ids, longest, flops, seconds) -> list[tuple[str, str]]:
+    """Quantities and values."""
+    layers, tokens = gemma.preset.num_layers, int(ids.lengths.sum())
     passes = gemma.block_passes / len(ids) / (1 + len(seconds["sweep"]))
-    print_table(figures(asked.texts, preset.blocks, longest, ids, seconds, flops, passes))
+    # The original method repeats a text's forward pass for every cutoff and epoch.
+    original = [one * count / SLICE * layers * EPOCHS for one in seconds["original"]]
+    computed = sum(
+        length * texts for _, length, texts in inference_batches(ids.lengths, CPU_TOKENS)
+    )
+    rows = [
+        (f"layers that a text passes in an {layers}-cutoff sweep (counted)", f"{passes:g}"),
+        (
+            f"Gemma's part of an {layers}-cutoff hybrid sweep, {EPOCHS} epochs: speed relative to "
+            f"the original method (all {layers} layers, padded to the longest text, {longest} "
+            f"tokens, in every epoch and for every cutoff; measured on {SLICE} texts)",
+            ratio(original, seconds["sweep"]),
+        ),
+        ("peak of matrix products, GFLOP per second", rate(flops / 1e9, seconds["peak"])),
+        (
+            "useful tokens × operations in the weights, as a fraction of that peak",
+            ratio(seconds["peak"], seconds["forward"]),
+        ),
+        ("padding, fraction of the tokens computed", padding_fraction(tokens, computed)),
+        (
+            "the layers' products alone, without padding, attention and norms: fraction of the "
+            "peak",
+            ratio(seconds["peak"], seconds["products"]),
+        ),
+        (
+            "useful tokens per second, hidden states of the last layer only",
+            rate(tokens, seconds["forward"]),
+        ),
+        (
+            f"the same, all {layers} cutoffs normed, checked and written, loading of the weights "
+            "included",
+            rate(tokens, seconds["sweep"]),
+        ),
+    ]
+    if "torch" in seconds:
+        speed = ratio(seconds["torch"], seconds["forward"])
+        rows.append(("speed relative to transformers (torch), same batches", speed))
+    return rows
 
 
 def sweep(gemma, ids) -> None:
-    """States behind every block, normed, checked and written."""
-    wanted = {Depth(k, "rms"): np.ones(len(ids), bool) for k in range(1, gemma.preset.blocks + 1)}
+    """Hidden states after every layer, normed, checked and written."""
+    specs = [HiddenStateSpec(k, "rms") for k in range(1, gemma.preset.num_layers + 1)]
     with tempfile.TemporaryDirectory() as folder:
-        Store(folder).fill(gemma, ids, wanted)
+        every_text = {spec: np.ones(len(ids), bool) for spec in specs}
+        HiddenStateCache(folder).compute_missing(gemma, ids, every_text)
 
 
-def figures(count, blocks, longest, ids, seconds, flops, passes) -> list[tuple[str, str]]:
-    """Names and values of what was measured."""
-    rows = [
-        (f"block-passes of a {blocks}-cutoff sweep, a text", f"{passes:g}"),
-        ("useful tokens a second, last block only", rate(ids, seconds["walk"])),
-        (
-            f"useful tokens a second, {blocks} cutoffs normed, checked and written",
-            rate(ids, seconds["sweep"]),
-        ),
-        ("share of the matrix-product peak", ratio(seconds["peak"], seconds["walk"])),
-        (
-            "the same of the blocks' own products alone, without padding",
-            ratio(seconds["peak"], seconds["products"]),
-        ),
-        ("padding, share of the tokens computed", f"{padding(ids):.2f}"),
-        ("matrix-product peak, GFLOP a second", rate_of(flops / 1e9, seconds["peak"])),
-    ]
-    if "torch" in seconds:
-        speed = ratio(seconds["torch"], seconds["walk"])
-        rows.append(("speed against transformers (torch), same batches", speed))
-    # A text costs the original way this much for every cutoff and epoch; measured on a slice.
-    original = [one * count / SLICE * blocks * EPOCHS for one in seconds["original"]]
-    name = (
-        f"Gemma's part of an {blocks}-cutoff hybrid sweep, {EPOCHS} epochs, against the original "
-        f"way (all {blocks} blocks, padded to {longest}, every epoch and cutoff; from {SLICE} "
-        "texts)"
-    )
-    return [*rows, (name, ratio(original, seconds["sweep"]))]
-
-
-SLICE = 32  # texts that the original way is measured on: one batch
-
-
-def block_weights(gemma: Gemma) -> int:
-    """Weights that a token is multiplied with in a block."""
-    gemma._load(gemma.preset.blocks)
+def layer_weights(gemma: Gemma) -> int:
+    """The number of weights that a token is multiplied with in a layer."""
+    gemma._load(gemma.preset.num_layers)
     return int(sum(np.prod(weight.shape) for weight in gemma._weights(0) if len(weight.shape) > 1))
 
 
-def block_products(gemma: Gemma, tokens: int):
-    """A run of nothing but the blocks' matrix products, on so many tokens in whole batches.
+def layer_products(gemma: Gemma, tokens: int):
+    """A run of the layers' matrix products only, scaled from one full batch to all tokens.
 
-    It is what a walk without attention scores, norms, activations and padding would take.
+    The time of a forward pass without attention scores, norms, activations and padding.
     """
     import tensorflow as tf
 
-    width, most = gemma.preset.width, gemma_module.CPU_TOKENS
+    width = gemma.preset.width
     weights = [tf.reshape(one, (width, -1)) for one in gemma._weights(0) if len(one.shape) > 1]
-    states = tf.random.normal((most, width))
+    states = tf.random.normal((CPU_TOKENS, width))
     product = tf.function(
         lambda states: sum(tf.reduce_sum(states @ weight) for weight in weights), jit_compile=True
     )
 
     def run() -> None:
-        for _ in range(gemma.preset.blocks):
+        for _ in range(gemma.preset.num_layers):
             product(states).numpy()
 
-    one_batch = timed(run)
-    return lambda: one_batch() * tokens / most
+    batch = timed(run)
+    return lambda: batch() * tokens / CPU_TOKENS
 
 
-def padding(ids) -> float:
-    """Share of the tokens computed that are padding."""
-    batches = inference_batches(ids.lengths, gemma_module.CPU_TOKENS)
-    return 1 - ids.lengths.sum() / sum(length * texts for _, length, texts in batches)
-
-
-def original_way(preset, ids, longest):
-    """keras-hub's whole model, compiled as Keras does, on a batch padded to the longest text."""
+def original_method(preset, ids, longest):
+    """keras-hub's complete model, compiled as Keras does, on a batch padded to the longest text."""
     import keras_hub
 
-    backbone = load_preset(keras_hub.models.Backbone, "llm_preset", preset, dtype="float32")
-    tokens, mask = ids.padded(range(SLICE), longest, SLICE)
+    backbone = from_preset(keras_hub.models.Backbone, "llm_preset", preset, dtype="float32")
+    tokens, mask = ids.pad(range(SLICE), longest, SLICE)
     inputs = {"token_ids": tokens, "padding_mask": mask}
     return timed(lambda: backbone.predict_on_batch(inputs))
 
 
-def torch_peer(asked, ids):
-    """Hugging Face's model on the same batches of texts of like length, padded to their longest."""
-    found = {}
-    for i, (rows, _, _) in enumerate(inference_batches(ids.lengths, gemma_module.CPU_TOKENS)):
-        tokens, mask = ids.padded(rows, int(ids.lengths[rows].max()), len(rows))
-        found |= {f"ids{i}": tokens, f"mask{i}": mask}
+def torch_peer(options, ids):
+    """Hugging Face's model on the same batches, padded to their longest text."""
+    arrays = {}
+    for i, (rows, _, _) in enumerate(inference_batches(ids.lengths, CPU_TOKENS)):
+        arrays[f"ids{i}"], arrays[f"mask{i}"] = ids.pad(
+            rows, int(ids.lengths[rows].max()), len(rows)
+        )
     path = Path(tempfile.mkdtemp()) / "batches.npz"
-    np.savez(path, **found)
+    np.savez(path, **arrays)
     script = Path(__file__).parent / "torch_peer.py"
-    return Peer(asked.torch_python, script, "encode", asked.torch_model, path)
-
-
-def rate(ids, seconds) -> str:
-    """Tokens a second: median, lowest and highest."""
-    return rate_of(int(ids.lengths.sum()), seconds)
-
-
-def rate_of(amount: float, seconds) -> str:
-    rates = sorted(amount / one for one in seconds)
-    return f"{np.median(rates):.0f} ({rates[0]:.0f} … {rates[-1]:.0f})"
+    return Peer(options.torch_python, script, "encode", options.torch_model, path)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,32 @@
-"""The Experiment: everything that determines a result, read from a YAML file and overrides.
+"""The Experiment: every setting that determines a result, checked when it is made.
 
-Every key is checked when the Experiment is made; what only a model or a data set can tell (how many
-blocks there are, say) is checked by the module that loads it, still before any long work.
+One list of settings: a field of `Experiment` carries its rule, its documentation, its group, the
+kinds of embedder it matters to, and whether a saved embedder needs it. What depends on a model or
+data set (the number of layers, say) is checked by the module that loads it.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-PACKAGE = Path(__file__).resolve().parent
-
-
-def carried(in_wheel: str, in_clone: str) -> Path:
-    """A folder that a wheel carries inside the package, and a clone has beside it."""
-    inside = PACKAGE / in_wheel
-    return inside if inside.is_dir() else PACKAGE.parent / in_clone
-
-
-CONFIG_FOLDER = carried("configs", "configs")
-
 
 class InputError(ValueError):
-    """What a person gave cannot be used; the message says what, where and what to do."""
+    """Invalid input; the message says what is wrong, where, and what to do about it."""
 
 
 class Rule(NamedTuple):
-    """What a key may hold: in words, and as a function that gives the value or raises."""
+    """The values a setting may have: described, and as a function that returns one or raises."""
 
     allowed: str
     accept: Callable[[Any], Any]
 
 
 def one_of(*values: str) -> Rule:
-    """One of a few words."""
+    """One of several strings."""
 
     def accept(value):
         if value not in values:
@@ -49,8 +36,19 @@ def one_of(*values: str) -> Rule:
     return Rule("one of " + ", ".join(values), accept)
 
 
-def whole(minimum: int, maximum: float = math.inf) -> Rule:
-    """A whole number in a closed range."""
+def registered(names: list[str]) -> Rule:
+    """One of the names in a list, to which more may be appended."""
+
+    def accept(value):
+        if value not in names:
+            raise ValueError
+        return value
+
+    return Rule("one of " + ", ".join(names), accept)
+
+
+def integer(minimum: int, maximum: float = math.inf) -> Rule:
+    """An integer in a closed range."""
 
     def accept(value):
         if type(value) is not int or not minimum <= value <= maximum:
@@ -58,11 +56,11 @@ def whole(minimum: int, maximum: float = math.inf) -> Rule:
         return value
 
     upper = "" if maximum == math.inf else f" and at most {maximum}"
-    return Rule(f"a whole number of at least {minimum}{upper}", accept)
+    return Rule(f"an integer of at least {minimum}{upper}", accept)
 
 
 def positive() -> Rule:
-    """A finite number above zero; YAML reads 1e-5 as text, so text that is a number will do."""
+    """A finite number above zero; a numeric string is accepted, since YAML reads 1e-5 as one."""
 
     def accept(value):
         if isinstance(value, bool):
@@ -75,7 +73,7 @@ def positive() -> Rule:
     return Rule("a number above 0", accept)
 
 
-def share() -> Rule:
+def fraction() -> Rule:
     """A number from 0 to below 1."""
 
     def accept(value):
@@ -87,7 +85,7 @@ def share() -> Rule:
 
 
 def text() -> Rule:
-    """Text that is not empty."""
+    """A non-empty string."""
 
     def accept(value):
         if isinstance(value, Path):
@@ -96,7 +94,7 @@ def text() -> Rule:
             raise ValueError
         return value
 
-    return Rule("a text", accept)
+    return Rule("a non-empty string", accept)
 
 
 def flag() -> Rule:
@@ -122,7 +120,7 @@ def flag_or(word: str) -> Rule:
 
 
 def cutoff_or_list() -> Rule:
-    """A cutoff in either spelling, or several, or `auto`; the model tells how many there are."""
+    """A cutoff in either spelling, several of them, or `auto`; the range depends on the model."""
 
     def accept(value):
         if value == "auto":
@@ -133,8 +131,8 @@ def cutoff_or_list() -> Rule:
             raise ValueError
         return tuple(numbers) if several else value
 
-    words = "a whole number from 1 to the number of Gemma's blocks, or from -1 (all blocks) down"
-    return Rule(f"{words}, or a list of such numbers that is not empty, or auto", accept)
+    cutoff = "an integer from 1 to the number of Gemma's layers, or from -1 (all layers) down"
+    return Rule(f"{cutoff}, or a non-empty list of such integers, or auto", accept)
 
 
 def optional(rule: Rule) -> Rule:
@@ -144,37 +142,70 @@ def optional(rule: Rule) -> Rule:
     )
 
 
-def key(default: Any, rule: Rule, about: str) -> Any:
-    """A field of Experiment with its rule and its documentation."""
-    return field(default=default, metadata={"rule": rule, "about": about})
-
+# The names that `fusion` takes; `models.layers.register_fusion` appends to it.
+FUSIONS = ["replace", "add", "prepend"]
 
 KINDS = ("hybrid", "gemma_only", "roberta_only")
+WITH_GEMMA = ("hybrid", "gemma_only")
+WITH_ROBERTA = ("hybrid", "roberta_only")
 
-DATA_KEYS = ("task", "task_data", "text_column", "label_column", "samples_per_label")
-TASK_KEYS = (*DATA_KEYS, "scored_split", "max_tokens", "pooling")
-GEMMA_KEYS = ("llm_preset", "llm_layers", "final_norm")
-PROJECTION_KEYS = ("fusion", "projection", "projection_start")
-ROBERTA_KEYS = ("slm_preset", "epochs")
-SPLIT_KEYS = ("train_split", "max_train_texts")
-TRAINING_KEYS = (
-    "batch_size",
-    "learning_rate",
-    "projection_learning_rate",
-    "warmup",
-    "clip_norm",
-    "patience",
-    "class_weights",
-    *SPLIT_KEYS,
-)
+
+class Setting(NamedTuple):
+    """What is known of one setting.
+
+    Attributes:
+        rule: the values it may have.
+        about: its documentation.
+        group: its heading on the page of settings.
+        kinds: kinds of embedder whose results it affects; empty: none.
+        when: whether it affects a result of those kinds; None: always.
+        fingerprinted: it says where an input is, whose content is part of a result's fingerprint.
+        saved: a saved embedder cannot be rebuilt without it.
+    """
+
+    rule: Rule
+    about: str
+    group: str
+    kinds: tuple[str, ...] = KINDS
+    when: Callable[["Experiment"], bool] | None = None
+    fingerprinted: bool = False
+    saved: bool = False
+
+
+def key(default: Any, *values: Any, **options: Any) -> Any:
+    """A field of Experiment; the arguments are those of `Setting`."""
+    return field(default=default, metadata={"setting": Setting(*values, **options)})
+
+
+def _trains(experiment: "Experiment") -> bool:
+    return experiment.kind != "gemma_only" and experiment.epochs > 0
+
+
+def _is_seeded(experiment: "Experiment") -> bool:
+    return experiment.kind == "hybrid" or _trains(experiment)
+
+
+def _pools_layers(experiment: "Experiment") -> bool:
+    return isinstance(experiment.llm_layers, tuple) and len(experiment.llm_layers) > 1
+
+
+def _needs_training_data(experiment: "Experiment") -> bool:
+    return experiment.needs_training_data()
+
+
+# What several settings have in common.
+GEMMA = {"group": "Gemma", "kinds": WITH_GEMMA, "saved": True}
+FUSION = {"group": "Projection and fusion", "kinds": ("hybrid",), "saved": True}
+TRAINING = {"group": "Training", "kinds": WITH_ROBERTA, "when": _trains}
+STORAGE = {"group": "Output and storage", "kinds": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything that determines one result.
+    """Every setting that determines one result.
 
     Raises:
-        InputError: a value of the wrong type or impossible; names key, value and what is allowed.
+        InputError: a value of the wrong type or out of range; names setting, value and rule.
     """
 
     task: str = key(
@@ -182,194 +213,274 @@ class Experiment:
         text(),
         "an MTEB task by its MTEB name, `sample` or `sample_emotion` (built in), or the path of a "
         "folder or file",
+        "Task",
+        fingerprinted=True,
     )
     task_data: str | None = key(
-        None, optional(text()), "a local folder or file to read the named task from, not the hub"
+        None,
+        optional(text()),
+        "a local folder or file to read the named task from, instead of the hub",
+        "Task",
+        fingerprinted=True,
     )
-    text_column: str = key("text", text(), "name of the text column of local data")
-    label_column: str = key("label", text(), "name of the label column of local data")
+    text_column: str = key(
+        "text", text(), "name of the text column of local data", "Task", fingerprinted=True
+    )
+    label_column: str = key(
+        "label", text(), "name of the label column of local data", "Task", fingerprinted=True
+    )
     samples_per_label: int | None = key(
         None,
-        optional(whole(1)),
-        "texts of each label that one protocol experiment draws; null: the task's own (8 if local)",
+        optional(integer(1)),
+        "texts per label that one run of the protocol samples; null: the task's own (8 if local)",
+        "Task",
     )
-    kind: str = key("hybrid", one_of(*KINDS), "the embedder")
+    kind: str = key("hybrid", one_of(*KINDS), "the kind of embedder", "Embedder", saved=True)
     llm_preset: str = key(
         "tiny_gemma",
         text(),
         "Gemma: `tiny_gemma` (built in), a Keras preset, an hf:// or kaggle:// handle, a folder",
+        **GEMMA,
+        fingerprinted=True,
     )
     llm_layers: int | tuple[int, ...] | str = key(
         -1,
         cutoff_or_list(),
-        "the cutoff: 1 … n counts kept blocks, -1 … -n is the Layer Number; a list is pooled; "
-        "`auto` takes the one whose states a linear classifier reads best, before any training",
+        "the cutoff, the number of layers kept: 1 … n, or -1 … -n as in the original study's Layer "
+        "Number; a list is pooled; `auto` selects the layer whose hidden states a linear "
+        "classifier reads best, before any training",
+        **GEMMA,
     )
     layer_pooling: str = key(
         "mean",
         one_of("mean", "max", "learned"),
-        "how several cutoffs become one state per token; `learned` trains a softmax weight each",
+        "how the hidden states of several cutoffs become one per token; `learned` trains a softmax "
+        "weight for each",
+        **GEMMA,
+        when=_pools_layers,
     )
     final_norm: str = key(
         "rms",
         one_of("rms", "learned", "last", "none"),
-        "norm behind each cutoff: `rms` without a scale, Gemma's `learned` final norm, "
-        "`last` = learned behind the last block only, `none` = the raw residual stream",
+        "norm after the cutoff: `rms` without a scale, Gemma's `learned` final norm, "
+        "`last` = learned after the last layer only, `none` = the raw residual stream",
+        **GEMMA,
     )
     fusion: str = key(
         "replace",
-        one_of("replace", "add", "prepend"),
-        "how projected states enter RoBERTa: in the place of its token embeddings, added to them "
-        "token by token, or as tokens in front of them",
+        registered(FUSIONS),
+        "how projected hidden states enter RoBERTa: in place of its token embeddings, added to "
+        "them token by token, or as extra tokens before them",
+        **FUSION,
     )
-    projection: str = key("linear", one_of("linear", "mlp"), "the projection into RoBERTa's space")
+    projection: str = key(
+        "linear", one_of("linear", "mlp"), "the projection into RoBERTa's embedding space", **FUSION
+    )
     projection_start: str | None = key(
         None,
         optional(one_of("ridge", "zero", "random")),
-        "the projection before training: `ridge`, the closed-form map into RoBERTa's embeddings, "
-        "behind a gate that starts closed if added to them; `zero`, only if added; or `random`; "
-        "null: `zero` if added, else `ridge`",
+        "how the projection is initialized: `ridge`, the closed-form map into RoBERTa's "
+        "embeddings, with a gate that starts closed if they are added; `zero`, for `add` only; or "
+        "`random`; null: `zero` for `add`, else `ridge`",
+        **FUSION,
     )
-    state_dropout: float = key(0.0, share(), "share of the states' values that training leaves out")
+    state_dropout: float = key(
+        0.0,
+        fraction(),
+        "dropout rate on hidden states in training",
+        "Projection and fusion",
+        ("hybrid",),
+        when=_trains,
+    )
     probe: bool = key(
-        False, flag(), "gemma_only: score a logistic regression on all training texts as head"
+        False,
+        flag(),
+        "gemma_only: also fit a logistic regression on all training texts, reported as the head",
+        "Evaluation",
+        ("gemma_only",),
     )
     slm_preset: str = key(
         "tiny_roberta",
         text(),
         "RoBERTa: `tiny_roberta` (built in), a Keras preset, a handle, a folder",
+        "RoBERTa",
+        WITH_ROBERTA,
+        fingerprinted=True,
+        saved=True,
     )
     pooling: str = key(
         "mean",
         one_of("mean", "max", "first", "last"),
-        "how token states become one embedding; padding never counts",
+        "how token states become one embedding; padding is ignored",
+        "Embedder",
+        saved=True,
     )
     max_tokens: int = key(
-        256, whole(3), "tokens of a text that are read, special tokens included; the rest is cut"
+        256,
+        integer(3),
+        "maximum number of tokens per text, special tokens included; longer texts are truncated",
+        "Texts",
+        saved=True,
     )
-    seed: int = key(33, whole(0, 2**32 - 1), "seed of weights, dropout and batches")
-    epochs: int = key(3, whole(0), "passes over the training texts; 0 leaves RoBERTa untrained")
-    batch_size: int = key(32, whole(1), "texts per training step")
-    learning_rate: float = key(5e-5, positive(), "AdamW's highest rate for RoBERTa; a cosine to 0")
+    seed: int = key(
+        33,
+        integer(0, 2**32 - 1),
+        "seed of weights, dropout and batches",
+        "Embedder",
+        when=_is_seeded,
+    )
+    epochs: int = key(
+        3,
+        integer(0),
+        "passes over the training texts; 0 leaves RoBERTa untrained",
+        group="Training",
+        kinds=WITH_ROBERTA,
+    )
+    batch_size: int = key(32, integer(1), "texts per training step", **TRAINING)
+    learning_rate: float = key(
+        5e-5, positive(), "AdamW's peak learning rate for RoBERTa; cosine decay to 0", **TRAINING
+    )
     projection_learning_rate: float = key(
-        1e-4, positive(), "AdamW's highest rate for projection and head"
+        1e-4, positive(), "AdamW's peak learning rate for projection and head", **TRAINING
     )
-    warmup: float = key(0.1, share(), "share of the steps in which both rates rise from 0")
+    warmup: float = key(
+        0.1,
+        fraction(),
+        "fraction of the steps over which both learning rates rise from 0",
+        **TRAINING,
+    )
     clip_norm: float | None = key(
-        1.0, optional(positive()), "norm of all gradients beyond which a step is scaled down"
+        1.0,
+        optional(positive()),
+        "global gradient norm above which a step is scaled down",
+        **TRAINING,
     )
     patience: int | None = key(
         None,
-        optional(whole(1)),
-        "epochs without a better validation accuracy that end the training, and the best epoch's "
-        "weights are taken; null: train them all and take the last",
+        optional(integer(1)),
+        "epochs without a better validation accuracy after which training stops and the best "
+        "epoch's weights are restored; null: run all epochs and keep the last",
+        **TRAINING,
     )
-    class_weights: bool = key(False, flag(), "weigh each label's texts by how rare they are")
+    class_weights: bool = key(
+        False, flag(), "weight the loss by inverse label frequency", **TRAINING
+    )
     scored_split: str = key(
         "test",
         one_of("test", "validation"),
-        "split that scores are of; `validation` to choose settings by, so that test stays unseen",
+        "split that is scored; use `validation` to choose settings, so that test stays unseen",
+        "Evaluation",
     )
     train_split: str = key(
         "train",
         one_of("train", "validation"),
-        "split to train on; `validation` (the original study's) swaps the two splits' roles",
+        "split to train on; `validation` (as in the original study) swaps the two splits' roles",
+        "Texts",
+        when=_needs_training_data,
     )
     max_train_texts: int | None = key(
-        None, optional(whole(2)), "train on this many texts at most, drawn by label; null: all"
+        None,
+        optional(integer(2)),
+        "train on at most this many texts, a stratified sample; null: all",
+        "Texts",
+        when=_needs_training_data,
     )
 
     save_embedder: bool | str = key(
         False,
         flag_or("with_gemma"),
-        "leave the embedder beside its result, in a folder `embedder-…` that `load` reads; "
-        "`with_gemma` puts the cut Gemma inside",
+        "save the embedder beside its result, in a folder `embedder-…` that `load_embedder` "
+        "reads; `with_gemma` includes the truncated Gemma",
+        **STORAGE,
     )
     states_dir: str | None = key(
         None,
         optional(text()),
-        "folder for Gemma's states, which all experiments share; null: a scratch folder",
+        "folder for the hidden-state cache, shared by all experiments; null: a scratch folder",
+        **STORAGE,
     )
     states_gigabytes: float | None = key(
-        None, optional(positive()), "size limit of that folder; null: the free disk, less 2 GB"
+        None,
+        optional(positive()),
+        "size limit of that folder; null: the free disk space, less 2 GB",
+        **STORAGE,
     )
     stream_blocks: bool = key(
-        False, flag(), "keep one Gemma block at a time in memory, for models larger than the device"
+        False,
+        flag(),
+        "keep one Gemma layer at a time in memory, for models larger than the device",
+        **STORAGE,
     )
     tracking: str | None = key(
         None,
         optional(one_of("tensorboard", "mlflow", "wandb")),
-        "what is told of each training epoch, beside the file in `curves/`; null: nothing else",
+        "experiment tracker that gets every epoch, besides the file in `curves/`; null: none",
+        **STORAGE,
     )
 
     def __post_init__(self):
-        for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
-            rule = one.metadata["rule"]
+        for name, setting in settings().items():
+            value = getattr(self, name)
             try:
-                accepted = rule.accept(value)
+                accepted = setting.rule.accept(value)
             except (ValueError, TypeError, OverflowError):
-                raise InputError(f"{one.name} is {value!r}, but must be {rule.allowed}") from None
-            object.__setattr__(self, one.name, accepted)
+                raise InputError(
+                    f"{name} is {value!r}, but must be {setting.rule.allowed}"
+                ) from None
+            object.__setattr__(self, name, accepted)
         if self.projection_start == "zero" and self.fusion != "add":
             raise InputError(
-                f"projection_start is 'zero', but fusion is {self.fusion!r}: all states would "
-                "look alike; use ridge or random"
+                f"projection_start is 'zero', but fusion is {self.fusion!r}: all hidden states "
+                "would be projected to the same vector; use ridge or random"
             )
         if self.fusion == "prepend" and self.pooling == "first":
             raise InputError(
-                "pooling is 'first', but fusion is 'prepend', which puts Gemma's states first: use "
-                "mean, max or last"
+                "pooling is 'first', but fusion is 'prepend', which puts Gemma's hidden states "
+                "first: use mean, max or last"
             )
         if self.train_split == self.scored_split:
             raise InputError(
-                "train_split and scored_split are both 'validation', so scores would be of texts "
-                "that were trained on: score the test split"
+                "train_split and scored_split are both 'validation', so evaluation texts would be "
+                "trained on: score the test split"
             )
         if self.kind == "gemma_only" and self.layer_pooling == "learned":
             raise InputError(
                 "layer_pooling is 'learned', but gemma_only trains nothing: use mean or max"
             )
 
-    def determining(self) -> dict[str, Any]:
-        """The keys that determine the result of this kind: Gemma alone has no epochs, say."""
-        names = ("kind", *TASK_KEYS)
-        if self.kind != "roberta_only":
-            names += GEMMA_KEYS
-            # One cutoff needs no pooling.
-            names += ("layer_pooling",) if _several(self.llm_layers) else ()
-        if self.kind == "hybrid":
-            names += PROJECTION_KEYS + (("state_dropout",) if self.epochs else ())
-        if self.kind == "gemma_only":
-            names += ("probe",)
-        if self.kind != "gemma_only":
-            names += ROBERTA_KEYS + (TRAINING_KEYS if self.epochs else ())
-        if self.reads_training_texts() and not set(SPLIT_KEYS) <= set(names):
-            names += SPLIT_KEYS
-        if self.kind == "hybrid" or (self.kind == "roberta_only" and self.epochs):
-            names += ("seed",)
-        values = {name: getattr(self, name) for name in names}
+    def relevant_settings(self) -> dict[str, Any]:
+        """The settings that affect this experiment's result: Gemma alone has no epochs, say."""
+        values = {
+            name: getattr(self, name)
+            for name, setting in settings().items()
+            if self.kind in setting.kinds and (setting.when is None or setting.when(self))
+        }
         if "projection_start" in values:
-            values["projection_start"] = self.start()
+            values["projection_start"] = self.projection_init()
         return values
 
-    def start(self) -> str:
-        """How the projection starts, `null` resolved."""
+    def task_settings(self) -> dict[str, Any]:
+        """The settings that determine the task: experiments with equal ones share its data."""
+        names = [name for name, setting in settings().items() if setting.group == "Task"]
+        return {name: getattr(self, name) for name in names}
+
+    def projection_init(self) -> str:
+        """How the projection is initialized, `null` resolved."""
         return self.projection_start or ("zero" if self.fusion == "add" else "ridge")
 
-    def reads_training_texts(self) -> bool:
-        """Whether anything is learned or chosen beside the protocol's own classifiers."""
+    def needs_training_data(self) -> bool:
+        """Whether anything is fitted or selected besides the protocol's own classifiers."""
         if self.kind == "gemma_only":
-            return self.chooses() or self.probe
-        starts = self.kind == "hybrid" and self.start() == "ridge"
-        return self.chooses() or starts or self.epochs > 0
+            return self.selects_layer() or self.probe
+        fits_ridge = self.kind == "hybrid" and self.projection_init() == "ridge"
+        return self.selects_layer() or fits_ridge or self.epochs > 0
 
-    def chooses(self) -> bool:
-        """Whether the cutoff is chosen from the states."""
+    def selects_layer(self) -> bool:
+        """Whether the cutoff is selected from the hidden states."""
         return self.kind != "roberta_only" and self.llm_layers == "auto"
 
     def as_dict(self) -> dict[str, Any]:
-        """Every key, with lists where JSON and YAML have lists."""
+        """Every setting, with lists where JSON and YAML have lists."""
         values = dataclasses.asdict(self)
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -377,21 +488,22 @@ class Experiment:
         }
 
 
-def _several(llm_layers: int | tuple[int, ...] | str) -> bool:
-    return isinstance(llm_layers, tuple) and len(llm_layers) > 1
+def settings() -> dict[str, Setting]:
+    """Every setting by its name, in order."""
+    return {entry.name: entry.metadata["setting"] for entry in dataclasses.fields(Experiment)}
 
 
 def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Experiment:
-    """An Experiment from keys and values.
+    """Make an Experiment from a mapping.
 
     Args:
-        values: the keys to set; the others keep their defaults.
-        where: what the keys were read from, for messages.
+        values: the settings to set; the others keep their defaults.
+        where: where the settings come from, for messages.
 
     Raises:
-        InputError: an unknown key (with the nearest known one), or a value that is not allowed.
+        InputError: an unknown setting (names the nearest known one), or an invalid value.
     """
-    known = [one.name for one in dataclasses.fields(Experiment)]
+    known = list(settings())
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
@@ -405,66 +517,45 @@ def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Exp
         raise InputError(f"{where}: {error}") from None
 
 
-def find_config(config: str | Path) -> Path:
-    """The file that a path, or a name in `configs/`, stands for."""
-    for path in (Path(config), CONFIG_FOLDER / f"{config}.yaml"):
-        with contextlib.suppress(OSError):  # a name too long for a file
-            if path.is_file():
-                return path
-    names = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
-    near = difflib.get_close_matches(Path(config).stem, names, n=1)
-    guess = f"; did you mean {near[0]!r}?" if near else "."
-    raise InputError(
-        f"no config file {str(config)!r}{guess} Give a path, or one of: {', '.join(names)}"
-    )
+def with_baselines(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """RoBERTa alone and Gemma alone with each hybrid's settings, then the experiments themselves.
+
+    Duplicates are dropped, and kinds stay together.
+    """
+    hybrids = [experiment for experiment in experiments if experiment.kind == "hybrid"]
+    baselines = [dataclasses.replace(hybrid, kind="roberta_only") for hybrid in hybrids]
+    baselines += [_gemma_only(hybrid) for hybrid in hybrids]
+    order = ("roberta_only", "gemma_only", "hybrid")
+    distinct = dict.fromkeys([*baselines, *experiments])
+    return sorted(distinct, key=lambda experiment: order.index(experiment.kind))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML's own for 2024-13-45, and bad UTF-8
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not YAML: {reason}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold `key: value` lines, such as `task: sample`")
-    return values
+def _gemma_only(hybrid: Experiment) -> Experiment:
+    layer_pooling = "mean" if hybrid.layer_pooling == "learned" else hybrid.layer_pooling
+    return dataclasses.replace(hybrid, kind="gemma_only", layer_pooling=layer_pooling)
 
 
-def parse_override(setting: str) -> tuple[str, Any]:
-    """`key=value` of a command line, the value read as YAML reads it."""
-    name, equals, value = setting.partition("=")
-    if not equals or not name.strip():
-        raise InputError(f"--set {setting!r}: write key=value, such as --set llm_layers=10")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        raise InputError(f"--set {setting!r}: the value is not YAML") from None
-
-
-def cutoffs(llm_layers: int | tuple[int, ...] | str, blocks: int) -> tuple[int, ...]:
-    """Cutoffs counted from the bottom, 1 … blocks, in rising order.
+def resolve_cutoffs(llm_layers: int | tuple[int, ...] | str, num_layers: int) -> tuple[int, ...]:
+    """Cutoffs as numbers of kept layers, 1 … `num_layers`, in ascending order.
 
     Args:
-        llm_layers: as in the Experiment; -1 is the last block, -2 the one before it; `auto` may
-            be any.
-        blocks: how many blocks the model has.
+        llm_layers: as in the Experiment; -1 keeps all layers, -2 all but the last; `auto` may be
+            any.
+        num_layers: of the model.
 
     Raises:
-        InputError: a cutoff beyond the model, or one named twice.
+        InputError: a cutoff beyond the model, or a duplicate.
     """
     if llm_layers == "auto":
-        return tuple(range(1, blocks + 1))
+        return tuple(range(1, num_layers + 1))
     numbers = llm_layers if isinstance(llm_layers, tuple) else (llm_layers,)
     for number in numbers:
-        if abs(number) > blocks:
+        if abs(number) > num_layers:
             raise InputError(
-                f"llm_layers is {number}, but this Gemma has {blocks} blocks: "
-                f"use 1 … {blocks}, or -1 … -{blocks}"
+                f"llm_layers is {number}, but this Gemma has {num_layers} layers: "
+                f"use 1 … {num_layers}, or -1 … -{num_layers}"
             )
-    found = sorted(number if number > 0 else blocks + 1 + number for number in numbers)
-    if len(set(found)) < len(found):
-        raise InputError(f"llm_layers is {list(numbers)}, which names a block twice")
-    return tuple(found)
+    resolved = sorted(number if number > 0 else num_layers + 1 + number for number in numbers)
+    if len(set(resolved)) < len(resolved):
+        raise InputError(f"llm_layers is {list(numbers)}, which names a layer twice")
+    return tuple(resolved)

@@ -2,25 +2,22 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(Path(__file__).parent))
+from embedder_helpers.config import Experiment
 
-from embedder_helpers.config import Experiment  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
 def states_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all tests keep Gemma's states, which they share, in place of the project's folder."""
+    """The cache of hidden states that all tests share, instead of the project's own."""
     folder = tmp_path_factory.mktemp("states")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("embedder_helpers.platform.states_folder", lambda: folder)
+        patch.setattr("embedder_helpers.utils.environment.states_folder", lambda: folder)
         yield folder
 
 
@@ -53,8 +50,8 @@ def real_presets() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_embedders() -> dict:
-    """One embedder of each kind, built once: nothing in them is trained."""
-    from embedder_helpers.embedder import build_embedder
+    """One untrained embedder of each kind."""
+    from embedder_helpers.models.architectures import build_embedder
 
     kinds = ("hybrid", "gemma_only", "roberta_only")
     return {kind: build_embedder(Experiment(kind=kind, llm_layers=4)) for kind in kinds}

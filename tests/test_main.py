@@ -1,23 +1,25 @@
-"""The command line: a sweep, its table, the states; mistakes end in one sentence and status 2."""
+"""The command line: sweeps, tables, hidden states; invalid input is one sentence and status 2."""
 
 import json
 
 import numpy as np
 import pytest
 
-from embedder_helpers import presets
 from embedder_helpers.__main__ import main
-from embedder_helpers.gemma import Depth
-from embedder_helpers.report import CSV, FIGURE, LAYERS, TABLE
-from embedder_helpers.states import Store
+from embedder_helpers.builtin import BUILTIN_FOLDER, BUILTIN_PRESETS
+from embedder_helpers.models import presets
+from embedder_helpers.models.gemma import HiddenStateSpec
+from embedder_helpers.models.hidden_states import HiddenStateCache
+from embedder_helpers.results.tables import CSV_FILE, LAYERS_FIGURE, SCORES_FIGURE, TABLE_FILE
 
 
-def told_by(capsys, *arguments):
-    """The one line on stderr with which a command ends."""
-    assert main([str(one) for one in arguments]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
+def error_of(capsys, *arguments):
+    """The line on standard error with which a command ends; nothing is on standard output."""
+    assert main([str(argument) for argument in arguments]) == 2
+    output = capsys.readouterr()
+    (line,) = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert output.err.endswith(f"{line}\n") and not output.out
+    return line
 
 
 @pytest.mark.parametrize(
@@ -33,13 +35,13 @@ def told_by(capsys, *arguments):
         ("llm_layer=1", "unknown key 'llm_layer'; did you mean 'llm_layers'"),
     ],
 )
-def test_a_bad_setting_is_told(capsys, tmp_path, setting, words):
-    assert words in told_by(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
+def test_a_bad_setting_is_reported(capsys, tmp_path, setting, words):
+    assert words in error_of(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
 
 
-def test_a_missing_config_is_told_with_the_nearest_name(capsys, tmp_path):
-    told = told_by(capsys, "sweep", "quickstrat", "--out", tmp_path)
-    assert "did you mean 'quickstart'" in told
+def test_a_missing_config_is_reported_with_the_nearest_name(capsys, tmp_path):
+    error = error_of(capsys, "sweep", "quickstrat", "--out", tmp_path)
+    assert "did you mean 'quickstart'" in error
 
 
 @pytest.mark.parametrize(
@@ -51,34 +53,34 @@ def test_a_missing_config_is_told_with_the_nearest_name(capsys, tmp_path):
         ("colour: red\n", "unknown key 'colour'"),
     ],
 )
-def test_a_bad_config_is_told_with_its_path(capsys, tmp_path, content, words):
+def test_a_bad_config_is_reported_with_its_path(capsys, tmp_path, content, words):
     path = tmp_path / "my.yaml"
     path.write_text(content)
-    told = told_by(capsys, "sweep", path, "--out", tmp_path / "out")
-    assert words in told and str(path) in told
+    error = error_of(capsys, "sweep", path, "--out", tmp_path / "out")
+    assert words in error and str(path) in error
 
 
-def test_a_bad_config_among_good_ones_is_told_before_any_runs(capsys, tmp_path):
+def test_a_bad_config_among_good_ones_is_reported_before_any_runs(capsys, tmp_path):
     out = tmp_path / "out"
-    assert "no config file 'zzz'" in told_by(capsys, "sweep", "quickstart", "zzz", "--out", out)
+    assert "no config file 'zzz'" in error_of(capsys, "sweep", "quickstart", "zzz", "--out", out)
     assert not out.exists()
 
 
-def test_an_unknown_task_is_told_with_the_nearest_one(capsys, tmp_path):
+def test_an_unknown_task_is_reported_with_the_nearest_one(capsys, tmp_path):
     setting = "task=EmotionClasification"
-    told = told_by(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
-    assert "did you mean 'EmotionClassification'" in told
+    error = error_of(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
+    assert "did you mean 'EmotionClassification'" in error
 
 
-def test_a_task_folder_without_files_is_told(capsys, tmp_path):
-    told = told_by(capsys, "sweep", "quickstart", "--set", f"task={tmp_path}", "--out", tmp_path)
-    assert "has no train split" in told
+def test_a_task_folder_without_files_is_reported(capsys, tmp_path):
+    error = error_of(capsys, "sweep", "quickstart", "--set", f"task={tmp_path}", "--out", tmp_path)
+    assert "has no train split" in error
 
 
-def test_an_output_folder_that_cannot_be_written_is_told(capsys, tmp_path):
+def test_an_output_folder_that_cannot_be_written_is_reported(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    told = told_by(capsys, "sweep", "quickstart", "--out", tmp_path / "file" / "results")
-    assert "cannot be written" in told and "--out" in told
+    error = error_of(capsys, "sweep", "quickstart", "--out", tmp_path / "file" / "results")
+    assert "cannot be written" in error and "--out" in error
 
 
 @pytest.mark.parametrize(
@@ -87,22 +89,22 @@ def test_an_output_folder_that_cannot_be_written_is_told(capsys, tmp_path):
         ("llm_preset=tiny_gema", "there is no preset 'tiny_gema'; did you mean 'tiny_gemma'"),
         ("llm_preset=./nowhere", "there is no folder './nowhere'"),
         ("slm_preset=tiny_gemma", "is a GemmaBackbone, but a RoBERTa model is needed"),
-        ("llm_layers=19", "llm_layers is 19, but this Gemma has 18 blocks"),
-        ("llm_layers=[18, -1]", "names a block twice"),
+        ("llm_layers=19", "llm_layers is 19, but this Gemma has 18 layers"),
+        ("llm_layers=[18, -1]", "names a layer twice"),
         ("max_tokens=513", "max_tokens is 513, but tiny_roberta has 512 positions"),
     ],
 )
-def test_what_the_presets_cannot_do_is_told_before_anything_is_computed(
+def test_what_the_presets_cannot_do_is_reported_before_anything_is_computed(
     capsys, tmp_path, setting, words
 ):
-    assert words in told_by(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
+    assert words in error_of(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("folder", [".", "nowhere"])
-def test_a_table_of_no_results_is_told_with_the_way_to_some(capsys, tmp_path, folder):
-    told = told_by(capsys, "table", tmp_path / folder)
-    assert "holds no results: run an experiment with --out" in told
+def test_a_table_of_no_results_is_reported_with_the_way_to_some(capsys, tmp_path, folder):
+    error = error_of(capsys, "table", tmp_path / folder)
+    assert "holds no results: run an experiment with --out" in error
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ RUN = ["sweep", "quickstart", "--set", "kind=gemma_only", "--set", "llm_layers=1
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The folder of one short run, by Gemma's first block alone."""
+    """The folder of one short run, Gemma alone after its first layer."""
     folder = tmp_path_factory.mktemp("results")
     assert main([*RUN, str(folder)]) == 0
     return folder
@@ -129,8 +131,13 @@ def results(tmp_path_factory):
 def test_a_sweep_leaves_its_results_their_tables_and_figure_and_nothing_else(results):
     (result,) = results.glob("*.json")
     assert result.name.startswith("sample-gemma_only-k1-")
-    assert {path.name for path in results.iterdir()} == {result.name, TABLE, FIGURE, CSV}
-    assert (results / FIGURE).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in results.iterdir()} == {
+        result.name,
+        TABLE_FILE,
+        SCORES_FIGURE,
+        CSV_FILE,
+    }
+    assert (results / SCORES_FIGURE).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_result_holds_what_was_run_and_the_scores(results):
@@ -147,7 +154,7 @@ def test_the_result_holds_what_was_run_and_the_scores(results):
 
 
 def test_the_table_names_the_embedder_and_its_cutoff_in_both_spellings(results):
-    lines = (results / TABLE).read_text().splitlines()
+    lines = (results / TABLE_FILE).read_text().splitlines()
     cells = [cell.strip() for cell in lines[2].split("|")]
     assert cells[1:5] == ["Gemma only [1]", "1", "-18", "sample"]
 
@@ -156,13 +163,13 @@ def test_a_second_run_reads_the_result_and_does_not_write_it_again(results, caps
     (result,) = results.glob("*.json")
     before = result.stat().st_mtime_ns, result.read_bytes()
     assert main([*RUN, str(results)]) == 0
-    assert f"1 experiments, 1 of them found in {results}" in capsys.readouterr().out
+    assert f"1 experiments, 1 of them finished in {results}" in capsys.readouterr().err
     assert (result.stat().st_mtime_ns, result.read_bytes()) == before
 
 
 def test_run_is_another_name_of_sweep(results, capsys):
     assert main(["run", *RUN[1:], str(results)]) == 0
-    assert f"1 experiments, 1 of them found in {results}" in capsys.readouterr().out
+    assert f"1 experiments, 1 of them finished in {results}" in capsys.readouterr().err
 
 
 def test_a_result_that_is_not_whole_is_computed_again(results, tmp_path, capsys):
@@ -175,14 +182,14 @@ def test_a_result_that_is_not_whole_is_computed_again(results, tmp_path, capsys)
 
 def test_the_table_command_prints_the_runs_table(results, capsys):
     assert main(["table", str(results)]) == 0
-    assert (results / TABLE).read_text().strip() in capsys.readouterr().out
+    assert (results / TABLE_FILE).read_text().strip() in capsys.readouterr().out
 
 
 def write_config(folder, *experiments):
-    """A config with some experiments of Gemma's lowest blocks, or of a preset without weights."""
+    """A config with some experiments of Gemma's first layers, or of a preset without weights."""
     half = folder / "half"
     half.mkdir()
-    source = presets.BUILTIN_FOLDER / "tiny_roberta" / "config.json"
+    source = BUILTIN_FOLDER / "tiny_roberta" / "config.json"
     (half / "config.json").write_text(source.read_text())
     kinds = {
         "gemma": "{kind: gemma_only, each: {llm_layers: [1, 2, 3]}}",
@@ -209,41 +216,43 @@ def test_a_sweep_of_which_some_experiments_failed_ends_in_status_1(partly_failed
 
 def test_the_table_of_a_sweep_holds_what_was_finished(partly_failed):
     _, folder = partly_failed
-    text = (folder / TABLE).read_text()
-    assert text.count("| Gemma only [1-3] ") == 2  # over the cutoffs, and with all that is told
+    text = (folder / TABLE_FILE).read_text()
+    assert text.count("| Gemma only [1-3] ") == 2  # over the cutoffs, and with every column
     assert "RoBERTa only" not in text
-    assert (folder / LAYERS).read_bytes().startswith(b"\x89PNG")
+    assert (folder / LAYERS_FIGURE).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_failed_experiment_is_told_at_the_end(partly_failed, capsys):
+def test_a_failed_experiment_is_reported_at_the_end(partly_failed, capsys):
     _, folder = partly_failed
     assert main(["sweep", str(folder / "several.yaml"), "--out", str(folder)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = [
+        one for one in capsys.readouterr().err.splitlines() if one.startswith("not finished")
+    ]
     assert line.startswith("not finished: sample-roberta_only-untrained-")
     assert "slm_preset" in line and "cannot be loaded by keras-hub" in line
 
 
-def test_what_there_was_no_time_for_is_told(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("embedder_helpers.session.has_time", lambda *_: False)
+def test_what_there_was_no_time_for_is_reported(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("embedder_helpers.experiments.session.fits_deadline", lambda *_: False)
     config = write_config(tmp_path, "gemma")
-    told = told_by(capsys, "sweep", config, "--out", tmp_path / "out", "--hours", "0.1")
-    assert "the time was too short (HOURS, or --hours)" in told
+    error = error_of(capsys, "sweep", config, "--out", tmp_path / "out", "--hours", "0.1")
+    assert "skipped for lack of time (HOURS, or --hours)" in error
     assert not list((tmp_path / "out").glob("*.json"))
 
 
-def test_impossible_hours_are_told_before_anything_is_loaded(capsys, tmp_path):
+def test_impossible_hours_are_reported_before_anything_is_loaded(capsys, tmp_path):
     config = write_config(tmp_path, "gemma")
-    told = told_by(capsys, "sweep", config, "--out", tmp_path, "--hours", "-2")
-    assert "hours is -2.0, but must be a number above 0" in told
+    error = error_of(capsys, "sweep", config, "--out", tmp_path, "--hours", "-2")
+    assert "hours is -2.0, but must be a number above 0" in error
 
 
 def test_a_sweep_of_which_all_experiments_failed_ends_in_status_2(capsys, tmp_path):
     config = write_config(tmp_path, "broken")
-    assert "cannot be loaded by keras-hub" in told_by(capsys, "sweep", config, "--out", tmp_path)
+    assert "cannot be loaded by keras-hub" in error_of(capsys, "sweep", config, "--out", tmp_path)
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def requested(monkeypatch):
     """The experiments that a command asks for; none is run."""
     found = []
 
@@ -251,35 +260,35 @@ def asked(monkeypatch):
         found.extend(experiments)
         return [], {}
 
-    monkeypatch.setattr("embedder_helpers.sweep.sweep", sweep)
-    monkeypatch.setattr("embedder_helpers.summary.summarise", lambda results, out: None)
+    monkeypatch.setattr("embedder_helpers.experiments.sweep.run_experiments", sweep)
+    monkeypatch.setattr("embedder_helpers.results.report.summarize", lambda results, out: None)
     return found
 
 
-def test_baselines_stand_beside_each_hybrid(asked, tmp_path):
+def test_baselines_stand_beside_each_hybrid(requested, tmp_path):
     one = ["--set", "llm_layers=2", "--out", str(tmp_path)]
     assert main(["sweep", "quickstart", "--baselines", *one]) == 0
-    assert [one.kind for one in asked] == ["hybrid", "roberta_only", "gemma_only"]
+    assert [one.kind for one in requested] == ["roberta_only", "gemma_only", "hybrid"]
 
 
-def test_a_setting_holds_for_every_experiment_of_every_config(asked, tmp_path):
+def test_a_setting_holds_for_every_experiment_of_every_config(requested, tmp_path):
     setting = ["--set", "max_train_texts=null", "--set", "seed=7", "--out", str(tmp_path)]
     assert main(["sweep", "quickstart", "quickstart_sweep", *setting]) == 0
-    assert len(asked) > 2
-    assert {(one.max_train_texts, one.seed) for one in asked} == {(None, 7)}
+    assert len(requested) > 2
+    assert {(one.max_train_texts, one.seed) for one in requested} == {(None, 7)}
 
 
 @pytest.fixture
 def states(tmp_path):
     """A folder with states of two models, each of one text at one depth."""
-    store = Store(tmp_path / "states")
-    for name in presets.BUILTIN:
+    cache = HiddenStateCache(tmp_path / "states")
+    for name in BUILTIN_PRESETS:
         role = "llm_preset" if name == "tiny_gemma" else "slm_preset"
         preset = presets.find_preset(role, name)
-        file = store.file(preset, Depth(3, "rms"))
+        file = cache.layer_file(preset, HiddenStateSpec(3, "rms"))
         file.path.parent.mkdir()
         file.append([bytes(16)], np.array([2]), np.zeros((2, preset.width), "float16"))
-    return store.folder
+    return cache.folder
 
 
 def models_in(folder):
@@ -294,7 +303,7 @@ def test_states_are_listed_by_model_and_depth(capsys, states):
     assert found == [("tiny_gemma", "3", "rms", "1"), ("tiny_roberta", "3", "rms", "1")]
 
 
-def test_no_states_are_told_with_their_folder(capsys, tmp_path):
+def test_no_states_are_reported_with_their_folder(capsys, tmp_path):
     assert main(["states", "--dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no states in {tmp_path}\n"
 
@@ -311,9 +320,9 @@ def test_the_states_of_all_models_are_deleted(states):
     assert models_in(states) == []
 
 
-def test_a_model_without_states_is_told(capsys, states):
-    told = told_by(capsys, "states", "--dir", states, "--clear", "gemma_2b")
-    assert "holds no states of 'gemma_2b'" in told
+def test_a_model_without_states_is_reported(capsys, states):
+    error = error_of(capsys, "states", "--dir", states, "--clear", "gemma_2b")
+    assert "holds no states of 'gemma_2b'" in error
     assert len(models_in(states)) == 2
 
 

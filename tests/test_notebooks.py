@@ -7,7 +7,7 @@ import papermill
 import pytest
 from made_results import EMOTION, TRAINED, result
 
-from embedder_helpers.result import write_result
+from embedder_helpers.results.result import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -15,7 +15,7 @@ MOST_LINES = 12
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_kept_without_outputs_and_in_small_cells(path):
+def test_a_notebook_is_stored_without_outputs_and_in_small_cells(path):
     cells = nbformat.read(path, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in code)
@@ -26,6 +26,11 @@ def test_a_notebook_is_kept_without_outputs_and_in_small_cells(path):
 def outputs(path):
     cells = nbformat.read(path, as_version=4).cells
     return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def printed_by(path):
+    """What its cells wrote to standard output and standard error."""
+    return "".join(one.text for one in outputs(path) if one.output_type == "stream")
 
 
 def execute(tmp_path, notebook=NOTEBOOKS[0], **parameters):
@@ -47,11 +52,11 @@ def execute_small(tmp_path, notebook, config):
     return execute(tmp_path, notebook, CONFIG=str(tmp_path / "small.yaml"), STATES_DIR=states)
 
 
-@pytest.mark.notebook
+@pytest.mark.slow
 def test_train_and_score_runs_on_the_built_in_default(tmp_path):
     overrides = {"epochs": 1, "states_dir": str(tmp_path / "states")}
     executed = execute(tmp_path, LLM_LAYERS=-15, OVERRIDES=overrides)
-    printed = "".join(one.text for one in outputs(executed) if one.output_type == "stream")
+    printed = printed_by(executed)
     assert "| hybrid [1-4]     | 4      | -15          |" in printed
     assert "not how good it is" in printed
     assert "WARNING:tensorflow" not in printed
@@ -62,8 +67,8 @@ def test_train_and_score_runs_on_the_built_in_default(tmp_path):
     assert kinds == ["gemma_only", "hybrid", "roberta_only"]
 
 
-@pytest.mark.notebook
-def test_a_mistake_in_the_first_cell_is_told_before_anything_is_computed(tmp_path):
+@pytest.mark.slow
+def test_an_invalid_first_cell_is_reported_before_any_computation(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="llm_layers is 2.5, but must be"):
         execute(tmp_path, LLM_LAYERS=2.5)
     assert not (tmp_path / "out").exists()
@@ -80,10 +85,10 @@ experiments:
 """
 
 
-@pytest.mark.notebook
-def test_the_layer_sweep_leaves_its_table_and_curves(tmp_path):
+@pytest.mark.slow
+def test_the_layer_sweep_writes_its_table_and_curves(tmp_path):
     executed = execute_small(tmp_path, NOTEBOOKS[1], SWEEP)
-    printed = "".join(one.text for one in outputs(executed) if one.output_type == "stream")
+    printed = printed_by(executed)
     assert "3 cutoffs (1 … 3)" in printed and "GB of states" in printed
     assert "| Gemma only [1-3]        | -16          |" in printed
     images = [one for one in outputs(executed) if "image/png" in one.get("data", {})]
@@ -95,8 +100,8 @@ def test_the_layer_sweep_leaves_its_table_and_curves(tmp_path):
     }
 
 
-@pytest.mark.notebook
-def test_the_comparison_reads_as_a_report_and_keeps_it(tmp_path):
+@pytest.mark.slow
+def test_the_comparison_shows_its_report_and_writes_it(tmp_path):
     for kind, cutoffs in (("hybrid", (2,)), ("gemma_only", (2,)), ("roberta_only", ())):
         for task in ("weather", EMOTION):
             one = result(kind, cutoffs, task=task, history=TRAINED)
@@ -107,8 +112,8 @@ def test_the_comparison_reads_as_a_report_and_keeps_it(tmp_path):
         NOTEBOOKS[2], executed, {"FOLDER": str(tmp_path)}, progress_bar=False, cwd=ROOT
     )
     shown = json.dumps(outputs(executed))
-    assert "The place on MTEB's leaderboard" in shown and "of 88" in shown
-    assert "Beside the original study" in shown
+    assert "MTEB's leaderboard" in shown and "of 88" in shown
+    assert "original study" in shown
     assert (tmp_path / "report" / "report.html").exists()
 
 
@@ -122,8 +127,8 @@ experiments:
 """
 
 
-@pytest.mark.notebook
-def test_the_ablation_tells_what_each_step_gained(tmp_path):
+@pytest.mark.slow
+def test_the_ablation_shows_what_each_step_gained(tmp_path):
     execute_small(tmp_path, NOTEBOOKS[3], ABLATION)
     table = (tmp_path / "out" / "steps.md").read_text()
     (step,) = [line for line in table.splitlines() if "projection_start ridge" in line]

@@ -1,0 +1,1 @@
+"""Tasks: texts and labels, from MTEB's data sets or local files."""

@@ -1,0 +1,1 @@
+"""Experiments: planned, trained, scored by the MTEB protocol, run in sweeps."""

@@ -1,0 +1,327 @@
+"""One experiment, from texts to a result.
+
+Keras is imported inside functions: it takes seconds that an invalid input should not wait for.
+"""
+
+import dataclasses
+import logging
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from embedder_helpers.config import Experiment, resolve_cutoffs, settings
+from embedder_helpers.experiments import protocol
+from embedder_helpers.experiments.plan import Plan, Subset
+from embedder_helpers.models.shapes import count_parameters
+from embedder_helpers.results.result import Result
+from embedder_helpers.utils import environment
+
+if TYPE_CHECKING:
+    from embedder_helpers.models.embedder import Embedder, Head
+    from embedder_helpers.models.hidden_states import HiddenStateCache
+    from embedder_helpers.models.tokenization import TokenizedTexts
+
+logger = logging.getLogger(__name__)
+
+
+def run_experiment(plan: Plan, cache: "HiddenStateCache") -> tuple["Embedder", Result]:
+    """Train and score an embedder.
+
+    Texts → token ids → hidden states → training → embeddings → scores.
+
+    Args:
+        plan: of the experiment.
+        cache: of Gemma's hidden states.
+
+    Returns:
+        The embedder, with its head if one was trained, and the result.
+
+    Raises:
+        InputError: hidden states that do not fit the disk or are not finite; a training that
+            diverged.
+    """
+    from embedder_helpers.models.architectures import build_embedder
+
+    stopwatch, truncated, requested = _Stopwatch(), {}, plan.experiment
+    plan.eval_duplicates()  # reads the texts, so an invalid one is reported before any long work
+    plan, layer_selection = _resolve_layer(plan, cache)
+    if layer_selection:
+        stopwatch.stop("choose")
+    embedder = build_embedder(plan.experiment, plan.presets)
+    stopwatch.stop("load")
+
+    outcome = _fit_embedder(plan, embedder, cache, truncated, stopwatch)
+    embedder.head = outcome.head
+    texts = plan.texts(Subset.PROTOCOL_TRAIN, Subset.EVAL)
+    embeddings = _embed(embedder, texts, cache, truncated)
+    protocol_train, evaluated = np.split(embeddings, [len(plan.rows[Subset.PROTOCOL_TRAIN])])
+    stopwatch.stop("embed")
+    scores = _score(plan, protocol_train, evaluated, outcome.head)
+    stopwatch.stop("score")
+
+    inputs = _describe_inputs(plan, requested)
+    return embedder, Result(
+        **inputs,
+        **scores,
+        history=outcome.history,
+        truncated=sum(truncated.values()),
+        seconds=stopwatch.total(),
+        versions=environment.package_versions(),
+        device=[*environment.devices(), f"trained in {environment.training_dtype()}"],
+        projection=outcome.projection,
+        layer_selection=layer_selection,
+        parameters=count_parameters(plan.experiment, max(inputs["cutoffs"], default=None)),
+    )
+
+
+def train_embedder(plan: Plan, cache: "HiddenStateCache") -> "Embedder":
+    """Train an embedder without reading the texts that would be scored.
+
+    Raises:
+        InputError: as `run_experiment` does.
+    """
+    from embedder_helpers.models.architectures import build_embedder
+
+    plan, _ = _resolve_layer(plan, cache)
+    embedder = build_embedder(plan.experiment, plan.presets)
+    embedder.head = _fit_embedder(plan, embedder, cache, {}, _Stopwatch()).head
+    return embedder
+
+
+def _describe_inputs(plan: Plan, requested: Experiment) -> dict[str, Any]:
+    """The fields of a Result that describe its inputs; cutoffs are those that were selected."""
+    experiment, task, preset = plan.experiment, plan.task, plan.presets.get("llm_preset")
+    num_layers = preset.num_layers if preset else None
+    return {
+        "experiment": requested.as_dict(),
+        "task": {
+            "name": task.name,
+            "samples_per_label": task.samples_per_label,
+            "labels": len(task.classes),
+            "texts": {subset.value: len(rows) for subset, rows in plan.rows.items()},
+            "notes": list(task.notes),
+        },
+        "cutoffs": list(resolve_cutoffs(experiment.llm_layers, num_layers)) if preset else [],
+        "num_layers": num_layers,
+        "inputs": plan.inputs,
+    }
+
+
+# === The cutoff ===
+
+# Accuracies by cutoff, computed in this process: seeds, fusions and projections share them.
+_LAYER_SELECTIONS: dict[tuple, dict[str, float]] = {}
+
+
+def _resolve_layer(plan: Plan, cache: "HiddenStateCache") -> tuple[Plan, dict[str, float] | None]:
+    """Resolve `llm_layers: auto`: the plan with a cutoff, and the accuracies it was selected by."""
+    if not plan.experiment.selects_layer():
+        return plan, None
+    reader = dataclasses.replace(
+        plan.experiment, kind="gemma_only", layer_pooling="mean", probe=False
+    )
+    known = settings()
+    key = (
+        plan.inputs["task"],
+        plan.inputs["llm_preset"],
+        *((k, v) for k, v in reader.relevant_settings().items() if not known[k].fingerprinted),
+    )
+    if key not in _LAYER_SELECTIONS:
+        _LAYER_SELECTIONS[key] = _score_layers(plan, reader, cache)
+    accuracies = _LAYER_SELECTIONS[key]
+    best = int(max(accuracies, key=accuracies.get))
+    experiment = dataclasses.replace(plan.experiment, llm_layers=best)
+    return dataclasses.replace(plan, experiment=experiment), accuracies
+
+
+def _score_layers(plan: Plan, reader: Experiment, cache: "HiddenStateCache") -> dict[str, float]:
+    """How well a linear classifier reads the hidden states at each cutoff."""
+    from embedder_helpers.experiments import probe
+    from embedder_helpers.models.architectures import build_embedder
+    from embedder_helpers.models.gemma import hidden_state_specs
+
+    embedder = build_embedder(dataclasses.replace(reader, llm_layers=1), plan.presets)
+    subsets = Subset.TRAIN, Subset.VALIDATION
+    tokens = embedder.tokenize(plan.texts(*subsets))
+    labels = np.concatenate([plan.labels(subset) for subset in subsets])
+    specs = hidden_state_specs(plan.experiment, plan.presets["llm_preset"].num_layers)
+    return probe.score_layers(embedder, cache, tokens, labels, specs)
+
+
+# === Training ===
+
+
+class _TrainingOutcome(NamedTuple):
+    """What training leaves besides the embedder's weights.
+
+    Attributes:
+        head: None if none was trained.
+        history: of the epochs.
+        projection: of a closed-form initialization.
+    """
+
+    head: "Head | None" = None
+    history: list[dict[str, float]] = []
+    projection: dict[str, float] | None = None
+
+
+def _fit_embedder(
+    plan: Plan,
+    embedder: "Embedder",
+    cache: "HiddenStateCache",
+    truncated: dict[str, bool],
+    stopwatch: "_Stopwatch",
+) -> _TrainingOutcome:
+    """Initialize the projection and train the embedder's model in place, as far as required."""
+    from embedder_helpers.experiments import probe
+
+    experiment = plan.experiment
+    if Subset.TRAIN not in plan.rows or (experiment.kind == "gemma_only" and not experiment.probe):
+        return _TrainingOutcome()
+    count = len(plan.rows[Subset.TRAIN])
+    texts = plan.texts(Subset.TRAIN, Subset.VALIDATION)
+    tokens = _tokenize(embedder, texts, truncated)
+    stopwatch.stop("tokenise")
+    states = None
+    if embedder.gemma:
+        states = cache.get_or_compute(embedder.gemma, tokens.gemma, embedder.specs)
+    stopwatch.stop("states")
+    if experiment.kind == "gemma_only":
+        embeddings = np.split(embedder.embed(states), [count])
+        labels = plan.labels(Subset.TRAIN), plan.labels(Subset.VALIDATION)
+        return _TrainingOutcome(probe.fit_probe(*zip(embeddings, labels, strict=True)))
+
+    projection, train = None, range(count)
+    if embedder.gemma:
+        embedder.standardize.adapt(states.select(train))
+    if embedder.gemma and experiment.projection_init() == "ridge":
+        ridge_map = embedder.initialize_projection(
+            texts[:count], tokens.select(train), states.select(train)
+        )
+        projection = {"explained": ridge_map.explained, "penalty": ridge_map.penalty}
+        logger.info(
+            "  projection: explains %.0f%% of the variance of RoBERTa's embeddings",
+            100 * ridge_map.explained,
+        )
+        stopwatch.stop("projection")
+    if not experiment.epochs:
+        return _TrainingOutcome(projection=projection)
+    head, history = _train_model(plan, embedder, embedder.prepare_inputs(tokens, states))
+    stopwatch.stop("train")
+    return _TrainingOutcome(head, history, projection)
+
+
+def _train_model(
+    plan: Plan, embedder: "Embedder", inputs: Any
+) -> tuple["Head", list[dict[str, float]]]:
+    """Train the embedder's model in place; returns the head and the history."""
+    from embedder_helpers.experiments import tracking, training
+    from embedder_helpers.models.embedder import Head
+
+    count, classes = len(plan.rows[Subset.TRAIN]), plan.task.classes
+    subsets = {Subset.TRAIN: range(count), Subset.VALIDATION: range(count, len(inputs))}
+    train, validation = (
+        (inputs.select(rows), np.searchsorted(classes, plan.labels(subset)))
+        for subset, rows in subsets.items()
+    )
+    classifier = training.add_head(embedder.model, len(classes))
+    # A training step costs about three forward passes.
+    passes = embedder.forward_flops(3 * train[0].lengths)
+    passes += embedder.forward_flops(validation[0].lengths)
+    work = plan.experiment.epochs * passes
+    with tracking.tracking_callbacks(plan.experiment, plan.path) as callbacks:
+        history = training.train_classifier(
+            classifier, train, validation, plan.experiment, embedder.longest, work, callbacks
+        )
+    return Head(*classifier.get_layer("head").get_weights(), classes), history
+
+
+# === Embeddings and scores ===
+
+
+def _embed(
+    embedder: "Embedder", texts: list[str], cache: "HiddenStateCache", truncated: dict[str, bool]
+) -> np.ndarray:
+    """Embeddings `(texts, width)`, a chunk at a time; a repeated text is computed once.
+
+    A chunk's hidden states come from the cache if all are there; else they are computed and not
+    kept.
+    """
+    from embedder_helpers.models import embedder as embedder_module
+
+    distinct = list(dict.fromkeys(texts))
+    embeddings = np.empty((len(distinct), embedder.width), "float32")
+    size = embedder_module.CHUNK
+    for start in range(0, len(distinct), size):
+        tokens = _tokenize(embedder, distinct[start : start + size], truncated)
+        states = None
+        if embedder.gemma:
+            states = cache.lookup(embedder.gemma.preset, tokens.gemma, embedder.specs)
+        if states is None:
+            states = embedder.hidden_states(tokens)
+        embeddings[start : start + size] = embedder.embed(embedder.prepare_inputs(tokens, states))
+    if embedder.gemma:
+        embedder.gemma.unload()
+    row = {text: i for i, text in enumerate(distinct)}
+    return embeddings[[row[text] for text in texts]]
+
+
+def _tokenize(
+    embedder: "Embedder", texts: list[str], truncated: dict[str, bool]
+) -> "TokenizedTexts":
+    """Tokenize, and record for each text whether it was truncated."""
+    tokens = embedder.tokenize(texts)
+    truncated.update(zip(texts, tokens.truncated.tolist(), strict=True))
+    return tokens
+
+
+def _score(
+    plan: Plan, protocol_train: np.ndarray, evaluated: np.ndarray, head: "Head | None"
+) -> dict[str, Any]:
+    """The fields of a Result that hold scores."""
+    task, labels = plan.task, plan.labels(Subset.EVAL)
+    predictions = protocol.predict(
+        protocol_train,
+        task.train.labels,
+        evaluated,
+        samples_per_label=task.samples_per_label,
+        rows=plan.rows[Subset.PROTOCOL_TRAIN],
+    )
+    head_predictions = head.predict(evaluated) if head else None
+
+    def metrics_of(mask: np.ndarray) -> tuple[protocol.Scores, dict[str, Any] | None]:
+        scores = protocol.Scores.from_predictions(labels[mask], [one[mask] for one in predictions])
+        return scores, protocol.metrics(labels[mask], head_predictions[mask]) if head else None
+
+    scores, head_scores = metrics_of(np.full(len(labels), True))
+    duplicates, deduplicated = plan.eval_duplicates(), None
+    if duplicates.any():
+        deduplicated = {"texts": int(duplicates.sum())}
+    if duplicates.any() and not duplicates.all():
+        kept, head_kept = metrics_of(~duplicates)
+        deduplicated |= {"scores": kept.mean, "experiments": list(kept.experiments)}
+        deduplicated |= {"head": head_kept}
+    return {
+        "scores": scores.mean,
+        "scores_per_experiment": list(scores.experiments),
+        "head": head_scores,
+        "majority_baseline": protocol.majority_baseline(task.train.labels, labels),
+        "deduplicated": deduplicated,
+    }
+
+
+class _Stopwatch:
+    """Seconds by step."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = self._start = time.perf_counter()
+
+    def stop(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step] = round(now - self._last, 2)
+        self._last = now
+
+    def total(self) -> dict[str, float]:
+        return self.seconds | {"total": round(time.perf_counter() - self._start, 2)}

@@ -1,0 +1,197 @@
+"""Which experiments of a sweep read which hidden states, and how many of them fit the disk.
+
+All experiments on one Gemma share one forward pass through its layers if their hidden states fit
+the disk. If not, they run in batches, from the shallowest cutoff to the deepest: a batch's hidden
+states replace those of the batch before, and the forward pass resumes from the raw states at the
+deepest cutoff reached, which are kept.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedder_helpers.experiments.plan import Plan, Subset
+from embedder_helpers.models.batching import RaggedArray
+from embedder_helpers.models.gemma import Gemma, HiddenStateSpec, hidden_state_specs
+from embedder_helpers.models.hidden_states import HiddenStateCache, text_keys
+from embedder_helpers.utils import environment
+
+# For each kind of hidden states, `(texts,)` whether a text's are wanted.
+Wanted = dict[HiddenStateSpec, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ExperimentBatch:
+    """Plans whose hidden states fit the disk together.
+
+    Attributes:
+        plans: in the order they run.
+        cache: of hidden states.
+        gemma: the model; None for RoBERTa alone.
+        ids: token ids of all texts.
+        wanted: hidden states to compute before the plans run.
+    """
+
+    plans: list[Plan]
+    cache: HiddenStateCache
+    gemma: Gemma | None = None
+    ids: RaggedArray | None = None
+    wanted: Wanted = field(default_factory=dict)
+
+    def compute_missing(self, shard: int = 0, num_shards: int = 1) -> None:
+        """Compute the wanted hidden states that are missing, this process's shard first."""
+        if self.wanted:
+            self.cache.compute_missing(self.gemma, self.ids, self.wanted, shard, num_shards)
+
+    def missing(self) -> Wanted:
+        """The wanted hidden states that are not in the cache; empty if all are."""
+        if not self.wanted:
+            return {}
+        return self.cache.missing(self.gemma.preset, text_keys(self.ids), self.wanted)
+
+    def describe(self) -> str:
+        """Texts, cutoffs and size of the wanted hidden states, and where they are kept."""
+        preset = self.gemma.preset
+        size = self.cache.bytes_of(preset, self.ids, self.wanted) / 1e9
+        capacity = self.cache.capacity() / 1e9
+        texts = int(np.any(list(self.wanted.values()), axis=0).sum())
+        cutoffs = sorted({spec.cutoff for spec in self.wanted})
+        return (
+            f"{preset.name}: {texts} texts, {len(cutoffs)} cutoffs ({cutoffs[0]} … {cutoffs[-1]}), "
+            f"{size:.2f} GB of hidden states in {self.cache.folder} (room for {capacity:.0f} GB)"
+        )
+
+
+def schedule(plans: Iterable[Plan], todo: Collection[Path]) -> list[ExperimentBatch]:
+    """RoBERTa alone first, then the plans of each Gemma, from the shallowest cutoff.
+
+    Batches are formed with the finished plans, which are left out only then, so that a sweep that
+    continues after it was killed has the batches that it had before.
+
+    Args:
+        plans: of the sweep.
+        todo: paths of the results that are missing.
+    """
+    groups: dict[tuple, list[Plan]] = {}
+    for plan in plans:
+        groups.setdefault(_group_key(plan), []).append(plan)
+    batches: list[ExperimentBatch] = []
+    for key, group in sorted(groups.items(), key=lambda item: item[0]):
+        experiment = group[0].experiment
+        folder = experiment.states_dir or environment.states_folder()
+        cache = HiddenStateCache(folder, experiment.states_gigabytes)
+        if key:
+            batches += _gemma_batches(group, todo, cache)
+        else:
+            batches.append(ExperimentBatch(_unfinished(group, todo), cache))
+    return [batch for batch in batches if batch.plans]
+
+
+def _group_key(plan: Plan) -> tuple[Any, ...]:
+    """What plans must have in common to share a forward pass; empty for RoBERTa alone."""
+    preset, experiment = plan.presets.get("llm_preset"), plan.experiment
+    if not preset:
+        return ()
+    return (
+        preset.fingerprint,
+        experiment.max_tokens,
+        experiment.stream_blocks,
+        experiment.states_dir or "",
+        experiment.states_gigabytes or 0.0,
+    )
+
+
+def _unfinished(plans: Iterable[Plan], todo: Collection[Path]) -> list[Plan]:
+    return [plan for plan in plans if plan.path in todo]
+
+
+def _gemma_batches(
+    plans: Sequence[Plan], todo: Collection[Path], cache: HiddenStateCache
+) -> Iterator[ExperimentBatch]:
+    """The batches of plans that share a Gemma."""
+    experiment, preset = plans[0].experiment, plans[0].presets["llm_preset"]
+    gemma = Gemma(preset, experiment.stream_blocks)
+    ids, text_mask = _tokenize_all(gemma, plans)
+    size, capacity = partial(cache.bytes_of, preset, ids), cache.capacity()
+
+    plans = sorted(plans, key=lambda plan: _specs(plan)[-1].cutoff)
+    reads = [(plan, dict.fromkeys(_specs(plan), text_mask(plan))) for plan in plans]
+    is_too_large = size(_merge(wanted for _, wanted in reads)) > capacity
+    # Raw states take room twice: those resumed from, and those that the next batch resumes from.
+    raw_size = 2 * size({HiddenStateSpec(1, "none"): np.ones(len(ids), bool)})
+    resumes = is_too_large and capacity - raw_size > max(size(wanted) for _, wanted in reads)
+    for i, (plan, wanted) in enumerate(reads):
+        if size(wanted) > capacity:
+            # Only what is trained on must be kept; other texts' hidden states are used once.
+            subsets = [one for one in (Subset.TRAIN, Subset.VALIDATION) if one in plan.rows]
+            reads[i] = plan, dict.fromkeys(wanted, text_mask(plan, *subsets)) if subsets else {}
+
+    groups = _split(reads, size, capacity - raw_size if resumes else capacity)
+    for number, group in enumerate(groups, 1):
+        wanted = _merge(one for plan, one in group if plan.path in todo)
+        later = _merge(one for rest in groups[number:] for plan, one in rest if plan.path in todo)
+        if resumes and wanted and later:
+            end = HiddenStateSpec(max(spec.cutoff for spec in wanted), "none")
+            wanted[end] = wanted.get(end, False) | np.any(list(later.values()), axis=0)
+        unfinished = _unfinished((plan for plan, _ in group), todo)
+        yield ExperimentBatch(unfinished, cache, gemma, ids, wanted)
+
+
+def _split(
+    reads: Iterable[tuple[Plan, Wanted]], size: Callable[[Wanted], int], room: float
+) -> list[list[tuple[Plan, Wanted]]]:
+    """Consecutive groups of plans with what they read; each fits the room, or is a single plan."""
+    groups: list[list[tuple[Plan, Wanted]]] = []
+    for plan, wanted in reads:
+        together = _merge([*(one for _, one in groups[-1]), wanted]) if groups else {}
+        if not groups or size(together) > room:
+            groups.append([])
+        groups[-1].append((plan, wanted))
+    return groups
+
+
+def _specs(plan: Plan) -> tuple[HiddenStateSpec, ...]:
+    """The hidden states that a plan reads, from the shallowest cutoff."""
+    return hidden_state_specs(plan.experiment, plan.presets["llm_preset"].num_layers)
+
+
+def _tokenize_all(
+    gemma: Gemma, plans: Sequence[Plan]
+) -> tuple[RaggedArray, Callable[..., np.ndarray]]:
+    """Token ids of all distinct texts, and a function `(plan, *subsets)` -> mask of its texts."""
+    row: dict[str, int] = {}
+    known_rows: dict[tuple, list[int]] = {}
+
+    def text_rows(plan: Plan, *subsets: Subset) -> list[int]:
+        subsets = subsets or tuple(plan.rows)
+        # Many plans read the same texts: each set of them is looked up once.
+        splits = plan.experiment.scored_split, plan.experiment.train_split
+        rows = ((subset, plan.rows[subset].tobytes()) for subset in subsets)
+        key = (plan.inputs["task"], *splits, *rows)
+        if key not in known_rows:
+            known_rows[key] = [row.setdefault(text, len(row)) for text in plan.texts(*subsets)]
+        return known_rows[key]
+
+    for plan in plans:
+        text_rows(plan)
+    ids, _ = gemma.tokenize(list(row), plans[0].experiment.max_tokens)
+
+    def text_mask(plan: Plan, *subsets: Subset) -> np.ndarray:
+        mask = np.zeros(len(ids), bool)
+        mask[text_rows(plan, *subsets)] = True
+        return mask
+
+    return ids, text_mask
+
+
+def _merge(parts: Iterable[Mapping[HiddenStateSpec, np.ndarray]]) -> Wanted:
+    """The hidden states that any of the parts wants, from the shallowest cutoff."""
+    merged: Wanted = {}
+    for part in parts:
+        for spec, mask in part.items():
+            merged[spec] = merged.get(spec, False) | mask
+    return dict(sorted(merged.items()))

@@ -1,0 +1,1 @@
+"""The models a text passes through, from tokens to an embedding."""

@@ -1,0 +1,338 @@
+"""The embedder: what the three architectures share, `encode` first of all.
+
+Text → `tokenize` → ids → `hidden_states` of the frozen Gemma → `prepare_inputs` → `embed`. Training
+repeats only the last step, and hidden states may as well come from the cache on disk.
+"""
+
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pandas as pd
+from keras import ops
+from scipy.special import softmax
+
+from embedder_helpers.builtin import BUILTIN_PRESETS
+from embedder_helpers.config import (
+    Experiment,
+    InputError,
+    make_experiment,
+    resolve_cutoffs,
+    settings,
+)
+from embedder_helpers.data.files import as_list, validate_texts
+from embedder_helpers.models import saving
+from embedder_helpers.models.batching import (
+    ModelInputs,
+    MultiLayerStates,
+    RaggedArray,
+    inference_batches,
+)
+from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
+from embedder_helpers.models.presets import Preset, from_preset
+from embedder_helpers.models.tokenization import TokenizedTexts
+from embedder_helpers.utils import progress
+
+EMBEDDING_TOKENS = 4096  # tokens per batch in inference
+CHUNK = 2048  # texts whose hidden states are held in memory at a time
+JOINT_LAYERS = ("standardise", "layer_pooling", "projection")  # layers that are not in RoBERTa
+
+
+class Head(NamedTuple):
+    """A linear classifier on embeddings, left by training or by a probe.
+
+    Protocol scores do not use it; `Embedder.predict` does.
+
+    Attributes:
+        kernel: `(width, classes)`.
+        bias: `(classes,)`.
+        classes: `(classes,)` labels, integers or strings.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    classes: np.ndarray
+
+    def predict(self, embeddings: np.ndarray) -> np.ndarray:
+        """Labels `(texts,)` of embeddings `(texts, width)`."""
+        return self.classes[self._logits(embeddings).argmax(-1)]
+
+    def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
+        """Class probabilities `(texts, classes)`, not calibrated."""
+        return softmax(self._logits(embeddings), axis=-1)
+
+    def _logits(self, embeddings: np.ndarray) -> np.ndarray:
+        return embeddings @ self.kernel + self.bias
+
+
+class Embedder:
+    """What the three architectures share.
+
+    Attributes:
+        experiment: it was built from.
+        presets: its pretrained models, by their setting.
+        head: classifier left by training; None if there is none.
+        result: fields of the result file it was loaded with; None if there is none.
+        gemma: frozen Gemma; None for RoBERTa alone.
+        roberta: fine-tuned backbone; None for Gemma alone.
+        specs: the hidden states it reads; empty for RoBERTa alone.
+        model: Keras model `{"inputs", "mask", …} -> (texts, width)` after hidden states or ids.
+        width: of the embeddings.
+        max_tokens: longer texts are truncated.
+        longest: positions of the model's longest input.
+    """
+
+    experiment: Experiment
+    presets: dict[str, Preset]
+    head: Head | None = None
+    result: dict[str, Any] | None = None
+    gemma: Gemma | None = None
+    roberta: Any = None
+    tokenizer: Any = None
+    specs: tuple[HiddenStateSpec, ...] = ()
+    model: keras.Model
+    width: int
+    max_tokens: int
+    longest: int
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Tokenize texts for each model that reads them."""
+        raise NotImplementedError
+
+    def hidden_states(
+        self, tokens: TokenizedTexts, batch_size: int | None = None
+    ) -> RaggedArray | MultiLayerStates | None:
+        """Compute Gemma's hidden states in memory; None for RoBERTa alone."""
+        if self.gemma is None:
+            return None
+        return self.gemma.hidden_states(tokens.gemma, self.specs, batch_size)
+
+    def prepare_inputs(
+        self, tokens: TokenizedTexts, states: RaggedArray | MultiLayerStates | None
+    ) -> ModelInputs:
+        """Combine tokens and hidden states into the model's inputs."""
+        raise NotImplementedError
+
+    def embed(self, inputs: ModelInputs, batch_size: int | None = None) -> np.ndarray:
+        """Run the model: embeddings `(texts, width)` float32."""
+        embeddings = np.empty((len(inputs), self.width), "float32")
+        work = self.forward_flops(inputs.lengths)
+        with progress.progress_bar(len(inputs), "embedding", work=work) as bar:
+            batches = inference_batches(inputs.lengths, EMBEDDING_TOKENS, self.longest, batch_size)
+            for rows, length, texts in batches:
+                output = self.model.predict_on_batch(inputs.batch(rows, length, texts))
+                embeddings[rows] = output[: len(rows)]
+                bar.update(len(rows))
+        return embeddings
+
+    def forward_flops(self, lengths: np.ndarray) -> float:
+        """Approximate operations of one forward pass of the model over texts of these lengths."""
+        raise NotImplementedError
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int | None = None,
+        show_progress_bar: bool = True,
+        normalize_embeddings: bool = False,
+        convert_to_numpy: bool = True,
+    ) -> Any:
+        """Encode texts as embeddings.
+
+        The arguments mean the same as in sentence-transformers' `encode`.
+
+        Args:
+            texts: a list of texts, or a single text.
+            batch_size: maximum number of texts per batch; None: as many as fit a budget of some
+                thousand tokens, which is fastest.
+            show_progress_bar: show a bar if it takes longer than two seconds.
+            normalize_embeddings: scale to unit length, so that a dot product is the cosine.
+            convert_to_numpy: return a NumPy array; False: a tensor of Keras's backend.
+
+        Returns:
+            `(texts, width)` float32 in the order of the texts; `(width,)` for a single text.
+
+        Raises:
+            InputError: a text that is None, NaN, empty or not a string (names the rows); a table
+                instead of texts; a `batch_size` that is not a positive integer.
+        """
+        if isinstance(texts, str):
+            options = batch_size, show_progress_bar, normalize_embeddings, convert_to_numpy
+            return self.encode([texts], *options)[0]
+        texts, batch_size = as_list(texts), _validate_batch_size(batch_size)
+        validate_texts(texts, "encode")
+        with progress.show_bars(show_progress_bar):
+            embeddings = self.encode_unchecked(texts, batch_size)
+        if normalize_embeddings:
+            lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+            embeddings /= np.maximum(lengths, np.finfo("float32").tiny)
+        return embeddings if convert_to_numpy else ops.convert_to_tensor(embeddings)
+
+    def encode_unchecked(self, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
+        """`encode` for texts that may be empty, as some of MTEB's are."""
+        embeddings = np.empty((len(texts), self.width), "float32")
+        for start in range(0, len(texts), CHUNK):
+            tokens = self.tokenize(texts[start : start + CHUNK])
+            inputs = self.prepare_inputs(tokens, self.hidden_states(tokens, batch_size))
+            embeddings[start : start + CHUNK] = self.embed(inputs, batch_size)
+        return embeddings
+
+    def predict(self, texts: str | Sequence[str]) -> pd.DataFrame:
+        """Classify texts with the head.
+
+        Args:
+            texts: a list of texts, or a single text.
+
+        Returns:
+            A row per text: `text`, `label`, and `p(…)`, the probability of each class, which is
+            not calibrated.
+
+        Raises:
+            InputError: there is no head; an invalid text, as in `encode`.
+        """
+        if self.head is None:
+            raise InputError(
+                "this embedder has no classifier: train one (epochs of 1 or more; for gemma_only, "
+                "probe: true) and save it again"
+            )
+        texts = [texts] if isinstance(texts, str) else as_list(texts)
+        probabilities = self.head.probabilities(self.encode(texts)).astype("float64")
+        columns = {"text": texts, "label": self.head.classes[probabilities.argmax(-1)]}
+        columns |= {f"p({label})": probabilities[:, i] for i, label in enumerate(self.head.classes)}
+        return pd.DataFrame(columns)
+
+    def save(
+        self,
+        folder: str | Path,
+        with_gemma: bool = False,
+        result: dict[str, Any] | None = None,
+    ) -> Path:
+        """Save to a folder that `load_embedder` reads; a saved embedder there is replaced.
+
+        Costs the bytes of RoBERTa's weights in float32, and with Gemma those of its kept layers
+        and embedding table.
+
+        Args:
+            folder: to save in.
+            with_gemma: include the truncated Gemma, whose licence then applies; one that the
+                embedder was loaded with is included in any case.
+            result: fields of the result file to save beside it; None: those it was loaded with.
+
+        Returns:
+            The folder's absolute path.
+
+        Raises:
+            InputError: the folder cannot be written, or holds something else.
+        """
+
+        def write(part: Path) -> None:
+            if self.roberta:
+                _save_preset(part / "roberta", self.roberta, self.tokenizer)
+            if self.gemma and (with_gemma or self._was_loaded_with_gemma()):
+                self._save_gemma(part / "gemma")
+            saving.write_arrays(part, self._arrays())
+            experiment = self._portable_experiment().as_dict()
+            saving.write_manifest(
+                part,
+                {name: experiment[name] for name, setting in settings().items() if setting.saved},
+                self.presets,
+                classes=self.head.classes.tolist() if self.head else None,
+                width=self.width,
+                result=result or self.result,
+            )
+
+        return saving.save_folder(folder, write)
+
+    def push_to_hub(self, address: str, **options: Any) -> str:
+        """Upload to Hugging Face or Kaggle with a model card; see `sharing.publish.push_to_hub`.
+
+        Args:
+            address: `hf:owner/model` or `kaggle:owner/model`.
+            options: `results`, `llm`, `public` and `with_gemma`, as documented there.
+
+        Returns:
+            The address of the model's page.
+
+        Raises:
+            InputError: no account, a refusal by the hub, or no network.
+        """
+        # The only import against the packages' order: a method is where users look for this.
+        from embedder_helpers.sharing.publish import push_to_hub
+
+        return push_to_hub(self, address, **options)
+
+    def load_weights(self, arrays: Mapping[str, np.ndarray], classes: list[Any] | None) -> None:
+        """Set the joint layers' weights and the head.
+
+        Args:
+            arrays: as `saving.read_arrays` returns them.
+            classes: labels of the head; None without a head.
+        """
+        for variable in self._joint_variables():
+            variable.assign(arrays[variable.path])
+        if classes is not None:
+            self.head = Head(arrays["head/kernel"], arrays["head/bias"], np.array(classes))
+
+    def _joint_variables(self) -> list[Any]:
+        """The variables of the layers between Gemma and RoBERTa."""
+        variables = self.model.variables
+        return [item for item in variables if item.path.split("/")[0].startswith(JOINT_LAYERS)]
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {item.path: ops.convert_to_numpy(item) for item in self._joint_variables()}
+        if self.head:
+            arrays |= {"head/kernel": self.head.kernel, "head/bias": self.head.bias}
+        return arrays
+
+    def _portable_experiment(self) -> Experiment:
+        """The Experiment as it holds for a truncated Gemma and in another folder."""
+        values = {
+            **self.experiment.as_dict(),
+            "projection_start": self.experiment.projection_init(),
+        }
+        for role, preset in self.presets.items():
+            is_local = preset.name not in BUILTIN_PRESETS and Path(preset.name).is_dir()
+            values[role] = str(Path(preset.name).resolve()) if is_local else preset.name
+        if self.gemma:
+            num_layers = self.presets["llm_preset"].num_layers
+            cutoffs = resolve_cutoffs(self.experiment.llm_layers, num_layers)
+            values["llm_layers"] = cutoffs if len(cutoffs) > 1 else cutoffs[0]
+            if self.experiment.final_norm == "last" and cutoffs[-1] < num_layers:
+                values["final_norm"] = "none"
+        return make_experiment(values)
+
+    def _was_loaded_with_gemma(self) -> bool:
+        return (Path(self.gemma.preset.handle).parent / saving.MANIFEST_FILE).is_file()
+
+    def _save_gemma(self, folder: Path) -> None:
+        """Save Gemma up to the deepest cutoff, in float32."""
+        import keras_hub
+
+        backbone = from_preset(
+            keras_hub.models.Backbone,
+            "llm_preset",
+            self.gemma.preset,
+            num_layers=max(spec.cutoff for spec in self.specs),
+            dtype="float32",
+        )
+        _save_preset(folder, backbone, self.gemma.tokenizer)
+
+
+def _save_preset(folder: Path, backbone: Any, tokenizer: Any) -> None:
+    backbone.save_to_preset(str(folder))
+    tokenizer.save_to_preset(str(folder))
+
+
+def _validate_batch_size(batch_size: Any) -> int | None:
+    """A positive integer, NumPy's included, or None."""
+    if batch_size is None:
+        return None
+    try:
+        if not isinstance(batch_size, bool) and operator.index(batch_size) > 0:
+            return operator.index(batch_size)
+    except TypeError:
+        pass
+    raise InputError(f"batch_size is {batch_size!r}, but must be a positive integer")

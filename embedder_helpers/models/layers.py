@@ -1,0 +1,164 @@
+"""Layers between Gemma's hidden states, RoBERTa, and the embedding of a text.
+
+In the order in which they are applied: `Standardize` and `LayerPooling` prepare the hidden states
+for the projection, `Gate` and `fuse_embeddings` turn projected hidden states into RoBERTa's input
+embeddings, and `pool` makes one embedding of the token states.
+
+Of the fusions, `replace` uses projected hidden states in place of token embeddings, as the original
+study did. `add` adds to each token's embedding the projected hidden state of the Gemma token in
+which it ends, as Bergner et al. 2024 (Think Big, Generate Quick: LLM-to-SLM) add an LLM's
+representation to a small model's. `prepend` puts all projected hidden states before the text's own
+tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from embedder_helpers import config
+from embedder_helpers.models.batching import EMPTY, MultiLayerStates, RaggedArray
+
+CHUNK = 64  # texts whose hidden states are read at a time
+GATE_RATE = 30  # factor on a gate's steps: from 0 it has that much farther to go than other weights
+
+
+class Standardize(keras.layers.Layer):
+    """Scale every dimension of the hidden states to mean 0 and deviation 1 over training tokens.
+
+    Five of the 640 dimensions of Gemma 3 270M's normed hidden states hold 77 to 95 % of their
+    energy and hardly vary (massive activations: Sun et al. 2024): an optimizer step on the weights
+    of these dimensions would move every token alike.
+    """
+
+    def build(self, shape):
+        """Create a mean and a deviation per dimension, and per cutoff if there are several."""
+        for name, initializer in (("mean", "zeros"), ("deviation", "ones")):
+            weight = self.add_weight(shape[2:], initializer, trainable=False, name=name)
+            setattr(self, name, weight)
+
+    def call(self, states):
+        """`(texts, tokens, …, width)` to the same shape."""
+        return (states - self.mean) / self.deviation
+
+    def adapt(self, states: RaggedArray | MultiLayerStates) -> None:
+        """Set mean and deviation to those of hidden states, read once, a chunk at a time."""
+        count, sums, squares = 0, 0.0, 0.0
+        for start in range(0, len(states), CHUNK):
+            rows = range(start, min(start + CHUNK, len(states)))
+            values = np.concatenate([states.text(row) for row in rows]).astype("float64")
+            count, sums = count + len(values), sums + values.sum(0)
+            squares = squares + np.square(values).sum(0)
+        mean = sums / count
+        variance = squares / count - np.square(mean)
+        self.mean.assign(mean)
+        self.deviation.assign(np.sqrt(np.maximum(variance, 1e-6 * variance.mean()) + 1e-12))
+
+
+class LayerPooling(keras.layers.Layer):
+    """Pool the hidden states of several cutoffs into one per token.
+
+    `learned` is a softmax-weighted mean whose weights are trained and start equal (as in ELMo,
+    Peters et al. 2018, section 3.2, without its scale).
+
+    Args:
+        layer_pooling: `mean`, `max` or `learned`.
+    """
+
+    def __init__(self, layer_pooling: str, **kwargs):
+        super().__init__(**kwargs)
+        self.layer_pooling = layer_pooling
+
+    def build(self, shape):
+        """Create a logit per cutoff if weights are learned."""
+        if self.layer_pooling == "learned":
+            self.logits = self.add_weight(shape=(shape[-2],), initializer="zeros", name="logits")
+
+    def call(self, states):
+        """`(texts, tokens, cutoffs, width)` to `(texts, tokens, width)`."""
+        if self.layer_pooling == "max":
+            return ops.max(states, -2)
+        if self.layer_pooling == "mean":
+            return ops.mean(states, -2)
+        weights = ops.reshape(ops.softmax(self.logits), (-1, 1))
+        return ops.sum(states * ops.cast(weights, states.dtype), -2)
+
+    def get_config(self):
+        """The arguments of `from_config`."""
+        return {**super().get_config(), "layer_pooling": self.layer_pooling}
+
+
+class Gate(keras.layers.Layer):
+    """A trained factor that starts at 0, so that a hybrid starts as RoBERTa alone."""
+
+    def build(self, shape):
+        """Create the factor, a single number."""
+        self.scale = self.add_weight(shape=(), initializer="zeros", name="scale")
+
+    def call(self, projected):
+        """`(texts, positions, width)` to the same shape."""
+        return projected * ops.cast(GATE_RATE * self.scale, projected.dtype)
+
+
+def add(projected: Any, own: Any, tokens: Any) -> Any:
+    """Each token's own embedding plus the hidden state it is aligned with."""
+    return own + projected
+
+
+def prepend(projected: Any, own: Any, tokens: Any) -> Any:
+    """Hidden states where no token is, token embeddings elsewhere."""
+    # Not `==`, which is False for any two of Keras's symbolic tensors.
+    return ops.where(ops.expand_dims(ops.equal(tokens, EMPTY), -1), projected, own)
+
+
+# How fusions other than `replace` combine projected hidden states with token embeddings.
+FUSIONS: dict[str, Callable[[Any, Any, Any], Any]] = {"add": add, "prepend": prepend}
+
+
+def register_fusion(name: str, function: Callable[[Any, Any, Any], Any]) -> None:
+    """Add a fusion to this process; hidden states are aligned with tokens, as for `add`.
+
+    Args:
+        name: for the setting `fusion`.
+        function: of the arguments of `fuse_embeddings` without `fusion`.
+    """
+    FUSIONS[name] = function
+    if name not in config.FUSIONS:
+        config.FUSIONS.append(name)
+
+
+def fuse_embeddings(fusion: str, projected: Any, own: Any, tokens: Any) -> Any:
+    """RoBERTa's input embeddings `(texts, positions, width)` of fusions other than `replace`.
+
+    Args:
+        fusion: `add`, `prepend` or a registered one.
+        projected: projected hidden states, `(texts, positions, width)`.
+        own: RoBERTa's token embeddings, of the same shape.
+        tokens: `(texts, positions)` token ids; EMPTY where only a hidden state is used.
+    """
+    return FUSIONS[fusion](projected, own, tokens)
+
+
+def pool(states: Any, mask: Any, pooling: str) -> Any:
+    """Pool token states into one embedding per text; padding is ignored.
+
+    Args:
+        states: `(texts, tokens, width)`.
+        mask: `(texts, tokens)`, 1 for tokens and 0 for padding, which must be on the right.
+        pooling: `mean`, `max`, `first` or `last` over the tokens.
+
+    Returns:
+        `(texts, width)`.
+    """
+    if pooling == "first":
+        return states[:, 0]
+    real = ops.expand_dims(ops.cast(mask, states.dtype), -1)  # (texts, tokens, 1)
+    if pooling == "mean":
+        return ops.sum(states * real, 1) / ops.maximum(ops.sum(real, 1), 1)
+    if pooling == "max":
+        return ops.max(ops.where(real > 0, states, ops.full_like(states, -1e9)), 1)
+    # last: the token whose right neighbour is padding, or the end of the batch
+    following = ops.pad(real[:, 1:], [(0, 0), (0, 1), (0, 0)])
+    return ops.sum(states * real * (1 - following), 1)

@@ -1,0 +1,1 @@
+"""Results of experiments: files, tables, comparisons, figures and reports."""

@@ -1,0 +1,296 @@
+"""Comparison of embedders: mean scores over seeds with 95 % CIs, paired differences, ablations.
+
+Results that differ in their seed only become one row. A hybrid is compared with the others on equal
+seeds and equal runs of the protocol.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from embedder_helpers.results.intervals import Interval, mean_interval, paired_interval
+from embedder_helpers.results.naming import (
+    KIND_NAMES,
+    display_names,
+    is_validation_score,
+    relevant_settings,
+)
+from embedder_helpers.results.result import Result
+from embedder_helpers.results.tables import to_markdown
+
+# Columns of the comparison: the metric, and the part of a result file that each one shows.
+COLUMNS = {
+    "accuracy": ("accuracy", "experiments"),
+    "macro F1": ("f1", "experiments"),
+    "head accuracy": ("accuracy", "head"),
+    "head macro F1": ("f1", "head"),
+}
+
+
+# === Scores ===
+
+
+def group_by_seed(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Results by task and name; those of a group differ in their seed only and are sorted by it."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result, name in zip(results, display_names(results), strict=True):
+        groups.setdefault((result.task["name"], name), []).append(result)
+    return {key: sorted(group, key=_seed) for key, group in groups.items()}
+
+
+def score_matrix(
+    results: Sequence[Result], column: str, *, deduplicated: bool = False
+) -> np.ndarray | None:
+    """The scores `(seeds, runs)` of one embedder, `(seeds, 1)` for the head; None without any.
+
+    Args:
+        results: of one embedder, by seed.
+        column: of COLUMNS.
+        deduplicated: exclude evaluation texts that the train split contains too.
+    """
+    metric, part = COLUMNS[column]
+    rows = []
+    for result in results:
+        scores = {"experiments": result.scores_per_experiment, "head": result.head}
+        if deduplicated and result.deduplicated:
+            scores = result.deduplicated
+        if scores.get(part) is None:
+            return None
+        runs = scores[part] if part == "experiments" else [scores[part]]
+        rows.append([run[metric] for run in runs])
+    return np.array(rows)
+
+
+def score_interval(
+    results: Sequence[Result], column: str, *, deduplicated: bool = False
+) -> Interval | None:
+    """The mean of one embedder's scores with its 95 % CI; None without scores.
+
+    An embedder that depends on the seed has no CI if there is a single one. The arguments are those
+    of `score_matrix`.
+    """
+    scores = score_matrix(results, column, deduplicated=deduplicated)
+    return None if scores is None else _unless_single_seed(results, mean_interval(scores))
+
+
+def _unless_single_seed(results: Sequence[Result], interval: Interval) -> Interval:
+    if _depends_on_seed(results) and len(results) == 1:
+        return Interval(interval.mean, np.nan, np.nan)
+    return interval
+
+
+def _depends_on_seed(results: Sequence[Result]) -> bool:
+    """Whether the scores depend on the seed; in Gemma alone, nothing is random."""
+    return "seed" in relevant_settings(results[0])
+
+
+def _seed(result: Result) -> int:
+    return result.experiment["seed"]
+
+
+def format_interval(interval: Interval | None, signed: bool = False) -> str:
+    """An interval as a table shows it; `-` for None."""
+    return "-" if interval is None else interval.to_string(signed)
+
+
+# === Comparisons ===
+
+
+def format_comparison(results: Sequence[Result]) -> str:
+    """Scores and differences in Markdown, with and without duplicates; empty for single seeds."""
+    if all(len(group) == 1 for group in group_by_seed(results).values()):
+        return ""
+    text = _format_tables(results, deduplicated=False)
+    tasks = {result.task["name"]: result for result in results if result.deduplicated}
+    if tasks:
+        duplicates = ", ".join(
+            f"{result.deduplicated['texts']} of {result.task['texts']['scored']} evaluation texts "
+            f"of {task}"
+            for task, result in tasks.items()
+        )
+        text += f"Without {duplicates} that the train split contains too:\n\n"
+        affected = [result for result in results if result.task["name"] in tasks]
+        text += _format_tables(affected, deduplicated=True)
+    return text
+
+
+def _format_tables(results: Sequence[Result], deduplicated: bool) -> str:
+    text = to_markdown(comparison_table(results, deduplicated=deduplicated)) + "\n"
+    differences = difference_table(results, deduplicated=deduplicated)
+    if len(differences):
+        text += "Hybrid minus other embedder, paired over seeds and runs of the protocol:\n\n"
+        text += to_markdown(differences) + "\n"
+    return text
+
+
+def comparison_table(results: Sequence[Result], *, deduplicated: bool = False) -> pd.DataFrame:
+    """A row per task and embedder: the mean and 95 % CI of each score.
+
+    Args:
+        results: of any tasks.
+        deduplicated: exclude evaluation texts that the train split contains too.
+    """
+    rows = []
+    for (task, name), group in group_by_seed(results).items():
+        row = {"task": task, "embedder": name, "seeds": len(group)}
+        for column in COLUMNS:
+            row[column] = format_interval(score_interval(group, column, deduplicated=deduplicated))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def difference_table(results: Sequence[Result], *, deduplicated: bool = False) -> pd.DataFrame:
+    """A row per hybrid and comparable embedder: the hybrid's score minus the other's.
+
+    Differences are paired over the seeds that both have and the runs of the protocol. A 95 % CI
+    that lies entirely above zero means that the hybrid is better, up to the choice of test texts.
+    The arguments are those of `comparison_table`.
+    """
+    groups = group_by_seed(results)
+    rows = []
+    for (task, name), hybrid in groups.items():
+        if hybrid[0].experiment["kind"] != "hybrid":
+            continue
+        for (other_task, other_name), other in groups.items():
+            if other_task != task or not is_comparable(hybrid[0], other[0]):
+                continue
+            num_seeds = len(_paired_results(hybrid, other)[0])
+            row = {"task": task, "hybrid": name, "compared with": other_name, "seeds": num_seeds}
+            for column in COLUMNS:
+                difference = paired_difference(hybrid, other, column, deduplicated=deduplicated)
+                row[column] = format_interval(difference, signed=True)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def paired_difference(
+    first: Sequence[Result], second: Sequence[Result], column: str, *, deduplicated: bool = False
+) -> Interval | None:
+    """The mean difference between two embedders' scores, first minus second, with its 95 % CI.
+
+    It is paired over the seeds that both have and the runs of the protocol.
+
+    Args:
+        first: results of one embedder.
+        second: results of another one on the same task.
+        column: of COLUMNS.
+        deduplicated: exclude evaluation texts that the train split contains too.
+
+    Returns:
+        None if the two have no seed in common, or one of them has no such score.
+    """
+    first, second = _paired_results(first, second)
+    if not first:
+        return None
+    first_scores = score_matrix(first, column, deduplicated=deduplicated)
+    second_scores = score_matrix(second, column, deduplicated=deduplicated)
+    if first_scores is None or second_scores is None:
+        return None
+    seeded = [group for group in (first, second) if _depends_on_seed(group)]
+    interval = paired_interval(first_scores, second_scores)
+    return _unless_single_seed(max(seeded or [first], key=len), interval)
+
+
+def is_comparable(hybrid: Result, other: Result) -> bool:
+    """Whether the other is a baseline of the hybrid, scored on the same texts by the same runs.
+
+    Baselines are RoBERTa alone, and Gemma alone with equal cutoffs, a selected one, or a probe.
+
+    Args:
+        hybrid: or any embedder that is to be compared with the baselines.
+        other: of any kind.
+    """
+    kind, selected = other.experiment["kind"], other.experiment["llm_layers"] == "auto"
+    if kind == "hybrid" or _evaluation(hybrid) != _evaluation(other):
+        return False
+    probe = other.experiment.get("probe", False)
+    return kind == "roberta_only" or probe or selected or other.cutoffs == hybrid.cutoffs
+
+
+def _evaluation(result: Result) -> tuple:
+    """The texts and the sample size that the scores depend on."""
+    sample_size = result.task.get("samples_per_label")
+    return result.inputs["task"], is_validation_score(result), sample_size
+
+
+def _paired_results(
+    first: Sequence[Result], second: Sequence[Result]
+) -> tuple[list[Result], list[Result]]:
+    """The results of common seeds; one that does not depend on the seed is paired with all."""
+    if _depends_on_seed(first) and _depends_on_seed(second):
+        seeds = set(map(_seed, first)) & set(map(_seed, second))
+        first = [result for result in first if _seed(result) in seeds]
+        second = [result for result in second if _seed(result) in seeds]
+        return first, second
+    return _one_if_seedless(first), _one_if_seedless(second)
+
+
+def _one_if_seedless(results: Sequence[Result]) -> list[Result]:
+    return list(results if _depends_on_seed(results) else results[:1])
+
+
+# === Ablations ===
+
+
+class AblationStep(NamedTuple):
+    """One embedder of an ablation.
+
+    Attributes:
+        task: the task's name.
+        change: the settings that differ from the previous step: `epochs 3, batch_size 32`.
+        results: of this step, by seed.
+        previous: results of the previous step; empty for a task's first one.
+    """
+
+    task: str
+    change: str
+    results: list[Result]
+    previous: list[Result]
+
+
+def ablation_steps(results: Sequence[Result]) -> list[AblationStep]:
+    """The steps of each task, in the order of the results, which is that of the sweep's config."""
+    steps: list[AblationStep] = []
+    latest: dict[str, list[Result]] = {}
+    for (task, _), group in group_by_seed(results).items():
+        previous = latest.get(task, [])
+        steps.append(AblationStep(task, _describe_change(group, previous), group, previous))
+        latest[task] = group
+    return sorted(steps, key=lambda step: list(latest).index(step.task))
+
+
+def _describe_change(results: Sequence[Result], previous: Sequence[Result]) -> str:
+    """The settings that differ, after the kind if that differs."""
+    kind = KIND_NAMES[results[0].experiment["kind"]]
+    if not previous:
+        return kind
+    old, new = relevant_settings(previous[0]), relevant_settings(results[0])
+    changes = [
+        f"{name} {value}"
+        for name, value in new.items()
+        if name not in ("kind", "seed") and old.get(name, ...) != value
+    ]
+    return ", ".join(changes if old["kind"] == new["kind"] else [kind, *changes])
+
+
+def ablation_table(results: Sequence[Result]) -> pd.DataFrame:
+    """A row per step: its scores, and as `gain` the difference to the previous step.
+
+    Scores are means over seeds with 95 % CIs; gains are paired over the seeds that both steps have
+    and the runs of the protocol. A single seed has no CI.
+
+    Args:
+        results: of a sweep in which every experiment keeps the changes of those before it; a
+            duplicate counts where it came first.
+    """
+    rows = []
+    for step in ablation_steps(results):
+        row = {"task": step.task, "step": step.change, "seeds": len(step.results)}
+        for column in COLUMNS:
+            row[column] = format_interval(score_interval(step.results, column))
+            gain = paired_difference(step.results, step.previous, column) if step.previous else None
+            row[f"{column} gain"] = format_interval(gain, signed=True)
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,297 @@
+"""Figures of results: scores, curves over the cutoff, the leaderboard, ablations."""
+
+import itertools
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from embedder_helpers.results.comparison import (
+    COLUMNS,
+    ablation_steps,
+    group_by_seed,
+    score_interval,
+    score_matrix,
+)
+from embedder_helpers.results.leaderboard import load_leaderboard, load_original_study, our_models
+from embedder_helpers.results.naming import KIND_NAMES, is_validation_score
+from embedder_helpers.results.result import Result
+
+if TYPE_CHECKING:  # imported by the functions that draw, so that a sweep does not wait for it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = {"hybrid": "#c50", "gemma_only": "#136", "roberta_only": "#383"}
+STYLES = ("-", "--", "-.", ":")
+METRICS = ("accuracy", "macro F1")
+MAJORITY_LABEL = "majority-class baseline"
+NAME_WIDTH = 46  # characters of a line beside the axis
+LEGEND_WIDTH = 145  # characters of a line of the legend
+
+# Results by task and name.
+GroupsByTask = dict[str, dict[str, list[Result]]]
+
+
+# === Scores ===
+
+
+def plot_scores(results: Sequence[Result], path: str | Path | None = None) -> "Figure":
+    """Plot accuracy and macro F1 of each embedder: single runs, means with 95 % CIs, head scores.
+
+    Args:
+        results: of one or more tasks; each task is a row of panels.
+        path: where to save the figure, if anywhere.
+    """
+    return _plot_groups(_by_task(results), path)
+
+
+def plot_ablation(results: Sequence[Result], path: str | Path | None = None) -> "Figure":
+    """Plot the steps of an ablation like `plot_scores`, each named by what it changed.
+
+    Args:
+        results: of an ablation, in its order; each task is a row of panels.
+        path: where to save the figure, if anywhere.
+    """
+    by_task: GroupsByTask = {}
+    for step in ablation_steps(results):
+        steps = by_task.setdefault(step.task, {})
+        steps[f"{len(steps) + 1}. {step.change}"] = step.results
+    return _plot_groups(by_task, path)
+
+
+def _by_task(results: Sequence[Result]) -> GroupsByTask:
+    by_task: GroupsByTask = {}
+    for (task, name), group in group_by_seed(results).items():
+        by_task.setdefault(task, {})[name] = group
+    return by_task
+
+
+def _plot_groups(by_task: GroupsByTask, path: str | Path | None) -> "Figure":
+    """A row of panels per task; in each, a row per embedder."""
+    by_task = {
+        task: {_wrap(name): group for name, group in groups.items()}
+        for task, groups in by_task.items()
+    }
+    heights = [
+        0.8 + sum(0.42 + 0.16 * name.count("\n") for name in groups) for groups in by_task.values()
+    ]
+    figure, panels = _make_panels(list(by_task), heights, sharey="row")
+    for groups, row in zip(by_task.values(), panels, strict=True):
+        for metric, panel in zip(METRICS, row, strict=True):
+            _draw_scores(panel, groups, metric)
+    return _finish(figure, panels, path)
+
+
+def _wrap(name: str) -> str:
+    """A name in lines that end at its commas."""
+    parts = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in name.split(", ")]
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(", ".join(parts), NAME_WIDTH, **options).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def _draw_scores(panel: "Axes", groups: dict[str, list[Result]], metric: str) -> None:
+    """One metric: ticks for single runs, a dot for their mean, a cross for the head."""
+    for height, group in enumerate(groups.values()):
+        scores = score_matrix(group, metric).ravel()
+        label = "single run" if height == 0 else None
+        panel.plot(scores, [height] * len(scores), "|", color="#9ab", ms=9, label=label)
+    for column, marker, color, label in (
+        (metric, "o", "#136", "mean of the protocol's runs, 95 % CI"),
+        (f"head {metric}", "x", "#c50", "head, 95 % CI over seeds"),
+    ):
+        intervals = [score_interval(group, column) for group in groups.values()]
+        known = {height: one for height, one in enumerate(intervals) if one is not None}
+        for height, interval in known.items():
+            panel.plot(interval[1:], [height, height], color=color, lw=2)
+        means = [interval.mean for interval in known.values()]
+        panel.plot(means, list(known), marker, color=color, label=label)
+    panel.axvline(_majority_score(groups, metric), color="#777", ls=":", label=MAJORITY_LABEL)
+    panel.set_yticks(range(len(groups)), list(groups), fontsize=9)
+    panel.set_ylim(len(groups) - 0.5, -0.5)
+    panel.grid(axis="x", alpha=0.3)
+
+
+def _majority_score(groups: dict[str, list[Result]], metric: str) -> float:
+    first = next(iter(groups.values()))[0]
+    return first.majority_baseline[COLUMNS[metric][0]]
+
+
+# === Curves over the cutoff ===
+
+
+def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> "Figure":
+    """Plot accuracy and macro F1 over the cutoff, with baselines and the original study's curve.
+
+    Lines are means over seeds and runs of the protocol, bands their 95 % CIs; a trained embedder
+    with a single seed has no band. Embedders that pool several cutoffs are left out.
+
+    Args:
+        results: of one or more tasks; each task is a row of panels.
+        path: where to save the figure, if anywhere.
+    """
+    from matplotlib.ticker import MultipleLocator
+
+    by_task = dict(sorted(_by_task(results).items()))
+    figure, panels = _make_panels(list(by_task), [3.6] * len(by_task), sharex=True)
+    study = load_original_study()
+    if any(map(is_validation_score, results)):  # the original study's scores are of the test split
+        study = study.iloc[:0]
+    for task, row in zip(by_task, panels, strict=True):
+        for metric, panel in zip(METRICS, row, strict=True):
+            has_bands = _draw_curves(panel, by_task[task], metric)
+            _draw_levels(panel, by_task[task], metric)
+            if has_bands:
+                panel.fill_between([], [], color="#777", alpha=0.3, label="95 % CI")
+            _draw_original_study(panel, study[study["task"] == task], metric)
+            panel.grid(alpha=0.3)
+    for panel in panels[-1]:
+        panel.set_xlabel("cutoff k (layers kept)")
+        panel.xaxis.set_major_locator(MultipleLocator(2, offset=1))
+    return _finish(figure, panels, path)
+
+
+def _draw_curves(panel: "Axes", groups: dict[str, list[Result]], metric: str) -> bool:
+    """A line over the cutoffs for each kind and settings; returns whether any has a band."""
+    has_bands = False
+    for kind in ("hybrid", "gemma_only"):
+        color, curves = COLORS[kind], _by_cutoff(groups, kind)
+        for (name, curve), style in zip(curves.items(), itertools.cycle(STYLES)):
+            cutoffs = list(curve)
+            intervals = [score_interval(group, metric) for group in curve.values()]
+            means, low, high = zip(*intervals, strict=True)
+            panel.plot(cutoffs, means, style, marker="o", ms=4, color=color, label=name)
+            # The edge shows a band at a single cutoff.
+            panel.fill_between(cutoffs, low, high, color=color, alpha=0.15, lw=2)
+            has_bands |= any(map(math.isfinite, low))
+    return has_bands
+
+
+def _by_cutoff(groups: dict[str, list[Result]], kind: str) -> dict[str, dict[int, list[Result]]]:
+    """The results of a kind by their name without the cutoff, then by cutoff in ascending order."""
+    curves: dict[str, dict[int, dict[int, Result]]] = {}
+    for name, group in sorted(groups.items(), key=lambda item: item[1][0].cutoffs):
+        first = group[0]
+        if first.experiment["kind"] == kind and len(first.cutoffs) == 1:
+            curve = curves.setdefault(re.sub(r" \[.*?\]", "", name, count=1), {})
+            # A cutoff gives the same result whether selected or set: a seed counts once.
+            by_seed = curve.setdefault(first.cutoffs[0], {})
+            by_seed |= {result.experiment["seed"]: result for result in group}
+    return {
+        name: {cutoff: list(by_seed.values()) for cutoff, by_seed in curve.items()}
+        for name, curve in curves.items()
+    }
+
+
+def _draw_levels(panel: "Axes", groups: dict[str, list[Result]], metric: str) -> None:
+    """Horizontal lines: RoBERTa alone, and the majority-class baseline."""
+    styles = {True: itertools.cycle(("-", "-.")), False: itertools.cycle(("--", ":"))}
+    for name, group in groups.items():
+        if group[0].experiment["kind"] == "roberta_only":
+            style, level = next(styles[bool(group[0].history)]), score_interval(group, metric).mean
+            panel.axhline(level, color=COLORS["roberta_only"], ls=style, label=name)
+    panel.axhline(_majority_score(groups, metric), color="#777", ls=":", label=MAJORITY_LABEL)
+
+
+def _draw_original_study(panel: "Axes", study: pd.DataFrame, metric: str) -> None:
+    """The original study's hybrid and RoBERTa alone, in gray."""
+    column, hybrid = COLUMNS[metric][0], study[study["kind"] == "hybrid"]
+    if hybrid.empty:
+        return
+    label = "original study (Gemma 2B, RoBERTa-base): hybrid"
+    panel.plot(hybrid["llm_layers"], hybrid[column], ".-", lw=0.8, color="#aaa", label=label)
+    level = study.loc[study["kind"] == "roberta_only", column].iloc[0]
+    panel.axhline(level, color="#aaa", lw=0.8, ls="-.", label="original study: RoBERTa only")
+
+
+# === Leaderboard ===
+
+
+def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) -> "Figure | None":
+    """Plot accuracy and macro F1 over the number of parameters: MTEB's leaderboard, and our models.
+
+    Args:
+        results: of any tasks; each task that the leaderboard has is a row of panels.
+        path: where to save the figure, if anywhere.
+
+    Returns:
+        The figure; None if no result is comparable with the leaderboard.
+    """
+    board, ours = load_leaderboard(), our_models(results)
+    tasks = sorted(set(ours["task"]) & set(board["task"])) if len(ours) else []
+    if not tasks:
+        return None
+    figure, panels = _make_panels(tasks, [3.6] * len(tasks), sharex=True)
+    for task, row in zip(tasks, panels, strict=True):
+        for metric, panel in zip(METRICS, row, strict=True):
+            _draw_board(panel, board[board["task"] == task], metric)
+            _draw_ours(panel, ours[ours["task"] == task], metric)
+            panel.set_xscale("log")
+            panel.grid(alpha=0.3)
+    for panel in panels[-1]:
+        panel.set_xlabel("parameters")
+    return _finish(figure, panels, path)
+
+
+def _draw_board(panel: "Axes", board: pd.DataFrame, metric: str) -> None:
+    """The leaderboard's models of one task, by whether they were trained on it."""
+    metric = COLUMNS[metric][0]
+    for trained, marker, color, label in (
+        ("yes", "o", "#555", "leaderboard: trained on the task"),
+        ("unknown", ".", "#999", "leaderboard: training data unknown"),
+        ("no", "x", "#bbb", "leaderboard: not trained on the task"),
+    ):
+        models = board[board["trained_on_task"] == trained].dropna(subset=["parameters", metric])
+        panel.plot(models["parameters"], models[metric], marker, ms=5, color=color, label=label)
+
+
+def _draw_ours(panel: "Axes", ours: pd.DataFrame, metric: str) -> None:
+    metric = COLUMNS[metric][0]
+    for kind, color in COLORS.items():
+        models = ours[ours["kind"] == kind].dropna(subset="parameters")
+        label = f"ours: {KIND_NAMES[kind]}"
+        panel.plot(models["parameters"], models[metric], "D", ms=7, color=color, label=label)
+
+
+# === Layout ===
+
+
+def _make_panels(
+    tasks: Sequence[str], heights: Sequence[float], **shared: Any
+) -> tuple["Figure", np.ndarray]:
+    """A figure and its `(tasks, 2)` titled panels: one row per task, with its height in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
+    panels = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights, **shared)
+    for task, row in zip(tasks, panels, strict=True):
+        for title, panel in zip((f"{task}: accuracy", "macro F1"), row, strict=True):
+            panel.set_title(title, loc="left", size=10)
+            panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _finish(figure: "Figure", panels: np.ndarray, path: str | Path | None) -> "Figure":
+    """The figure with one legend for all panels; saved if there is a path."""
+    legends = [panel.get_legend_handles_labels() for panel in panels[:, 0]]
+    handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center",
+        ncols=_legend_columns(list(handles)), frameon=False, fontsize=8,
+    )  # fmt: skip
+    if path:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """As many columns as fit the figure's width, at most four."""
+    for count in (4, 3, 2):
+        columns = np.array_split(labels, count)
+        if sum(max(map(len, column), default=0) + 8 for column in columns) <= LEGEND_WIDTH:
+            return count
+    return 1

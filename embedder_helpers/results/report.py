@@ -1,0 +1,239 @@
+"""Reports on results: the printed summary of a sweep, and a page in Markdown and HTML with CSVs."""
+
+import base64
+import datetime
+import html
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+
+from embedder_helpers.results import comparison, figures
+from embedder_helpers.results.leaderboard import (
+    last_updated,
+    leaderboard_ranks,
+    original_study_table,
+)
+from embedder_helpers.results.result import Result
+from embedder_helpers.results.tables import (
+    LAYERS_FIGURE,
+    SCORES_FIGURE,
+    TABLE_FILE,
+    format_results,
+    has_layer_curve,
+    layer_table,
+    reading_notes,
+    results_table,
+    to_markdown,
+)
+from embedder_helpers.utils.files import atomic_write, writable_folder
+
+if TYPE_CHECKING:  # imported by the functions that draw
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+TITLE = "Results"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; font-size: 13px; } div { overflow-x: auto; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+img { max-width: 100%; }
+"""
+
+
+def summarize(results: Sequence[Result], out: str | Path) -> list[Path]:
+    """Print the tables of results, and write them and their figures to a folder.
+
+    If a task has at least three cutoffs, the layer table and the curves over the cutoff are
+    included; if an embedder has several seeds, means with 95 % CIs and paired differences.
+
+    Args:
+        results: of any tasks.
+        out: folder for `table.md`, `scores.png` and `layers.png`.
+
+    Returns:
+        The figures.
+    """
+    folder = Path(out)
+    text = comparison.format_comparison(results) + format_results(results)
+    paths = [folder / SCORES_FIGURE]
+    figures.plot_scores(results, folder / SCORES_FIGURE)
+    (folder / LAYERS_FIGURE).unlink(missing_ok=True)  # it may show other results
+    if has_layer_curve(results):
+        text = to_markdown(layer_table(results)) + "\n" + text
+        figures.plot_layers(results, folder / LAYERS_FIGURE)
+        paths.append(folder / LAYERS_FIGURE)
+    save = partial(Path.write_text, data=text, encoding="utf-8")
+    atomic_write(folder / TABLE_FILE, save)
+    print(text)
+    logger.info("table and figures: %s", ", ".join(map(str, [folder / TABLE_FILE, *paths])))
+    return paths
+
+
+class Section(NamedTuple):
+    """A section of a report.
+
+    Attributes:
+        name: of the files of its table and figure, without extension.
+        title: its heading.
+        text: what a reader should know.
+        table: its table; empty or None for none.
+        figure: its figure; None for none.
+    """
+
+    name: str
+    title: str
+    text: str
+    table: pd.DataFrame | None = None
+    figure: "Figure | None" = None
+
+    @property
+    def has_table(self) -> bool:
+        """Whether there are rows to show."""
+        return self.table is not None and not self.table.empty
+
+
+class Report(NamedTuple):
+    """A written report; a notebook shows its sections.
+
+    Attributes:
+        sections: its sections.
+        folder: that it was written to.
+        files: that were written, the HTML page last.
+    """
+
+    sections: list[Section]
+    folder: Path
+    files: list[Path]
+
+    def _ipython_display_(self) -> None:
+        # Tables and images of their own, since not every viewer shows images inside HTML.
+        from IPython.display import Image, Markdown, display
+
+        for section in self.sections:
+            display(Markdown(f"### {section.title}\n\n{section.text}"))
+            if section.has_table:
+                display(section.table.round(3))
+            if section.figure is not None:
+                display(Image(self.folder / f"{section.name}.png"))
+
+
+def write_report(results: Sequence[Result], out: str | Path) -> Report:
+    """Write `report.md`, `report.html`, and each table (CSV) and figure (PNG) to a folder.
+
+    The HTML page contains its figures, so that it can be sent as a single file.
+
+    Args:
+        results: of any tasks.
+        out: folder; created if it does not exist.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    sections, folder = report_sections(results), writable_folder(out)
+    files: list[Path] = []
+    for section in sections:
+        if section.has_table:
+            save = partial(section.table.to_csv, index=False)
+            files.append(atomic_write(folder / f"{section.name}.csv", save))
+        if section.figure is not None:
+            save = partial(section.figure.savefig, dpi=150)
+            files.append(atomic_write(folder / f"{section.name}.png", save))
+    date = f"Written {datetime.date.today():%d %B %Y}."
+    head = f"<!doctype html><meta charset=utf-8><title>{TITLE}</title><style>{STYLE}</style>"
+    body = f"<h1>{TITLE}</h1><p>{date}</p>\n{_format_html(sections, folder)}"
+    pages = {
+        "report.md": f"# {TITLE}\n\n{date}\n\n{_format_markdown(sections)}\n",
+        "report.html": f"{head}\n{body}\n",
+    }
+    for name, page in pages.items():
+        save = partial(Path.write_text, data=page, encoding="utf-8")
+        files.append(atomic_write(folder / name, save))
+    return Report(sections, folder, files)
+
+
+def report_sections(results: Sequence[Result]) -> list[Section]:
+    """The sections of a report; those without content are left out."""
+    sections = [
+        Section(
+            "comparison",
+            "Scores",
+            "Means over seeds and runs of the protocol, with 95 % CIs; what was trained with a "
+            "single seed has none.",
+            comparison.comparison_table(results),
+            figures.plot_scores(results),
+        ),
+        Section(
+            "differences",
+            "Paired differences",
+            "The hybrid's score minus the other embedder's, paired over seeds and runs of the "
+            "protocol. A 95 % CI that lies entirely above zero means that the hybrid is better; "
+            "the choice of the test texts is not included.",
+            comparison.difference_table(results),
+        ),
+        Section(
+            "leaderboard",
+            "Rank on MTEB's leaderboard",
+            "The rank that each embedder would have by accuracy on the test split: among all "
+            "models of the leaderboard, at the ends of its 95 % CI, and among comparable models, "
+            "known to be trained on the task or, for an untrained embedder, known not to be. "
+            f"Leaderboard scores as of {last_updated()}; some are self-reported, some have since "
+            "been removed. Parameters do not include the projection's.",
+            leaderboard_ranks(results),
+            figures.plot_leaderboard(results),
+        ),
+        Section(
+            "original_study",
+            "Comparison with the original study",
+            "The original study's scores are single runs with Gemma 2B and RoBERTa-base. "
+            "Differences are our score minus the original one.",
+            original_study_table(results),
+        ),
+        Section(
+            "cutoffs",
+            "Scores by cutoff",
+            "A smooth curve shows in which layers Gemma holds what the task needs; in a jagged "
+            "one, differences between neighboring cutoffs are noise. Bands are 95 % CIs; what was "
+            "trained with a single seed has none.",
+            figure=figures.plot_layers(results) if has_layer_curve(results) else None,
+        ),
+        Section(
+            "results",
+            "All results",
+            " ".join(reading_notes(results)),
+            results_table(results),
+        ),
+    ]
+    return [section for section in sections if section.has_table or section.figure is not None]
+
+
+def _format_markdown(sections: Sequence[Section]) -> str:
+    """The sections in Markdown, with links to their figures."""
+    blocks = []
+    for section in sections:
+        blocks += [f"## {section.title}", section.text]
+        if section.has_table:
+            blocks.append(to_markdown(section.table).strip())
+        if section.figure is not None:
+            blocks.append(f"![{section.title}]({section.name}.png)")
+    return "\n\n".join(blocks)
+
+
+def _format_html(sections: Sequence[Section], folder: Path) -> str:
+    """The sections in HTML, with the figures of a folder embedded."""
+    blocks = []
+    for section in sections:
+        title = html.escape(section.title)
+        blocks.append(f"<h2>{title}</h2><p>{html.escape(section.text)}</p>")
+        if section.has_table:
+            table = section.table.round(3).to_html(index=False, border=0, na_rep="-")
+            blocks.append(f"<div>{table}</div>")
+        if section.figure is not None:
+            image = base64.b64encode((folder / f"{section.name}.png").read_bytes()).decode()
+            blocks.append(f'<img alt="{title}" src="data:image/png;base64,{image}">')
+    return "\n".join(blocks)

@@ -1,0 +1,1 @@
+"""Share embedders and results: hubs, scikit-learn and MTEB."""

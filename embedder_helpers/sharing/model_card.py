@@ -1,0 +1,339 @@
+"""The model card of a saved embedder: the README.md of a hub.
+
+Written from `embedder.json` and the results beside it alone; what they do not hold is said to be
+unknown. `model_card.md` is its template; uploading is left to `publish`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import pandas as pd
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from embedder_helpers.builtin import BUILTIN_PRESETS, BUILTIN_TASKS
+from embedder_helpers.config import make_experiment, settings
+from embedder_helpers.data.tasks import MTEB_TASKS
+from embedder_helpers.models.saving import Manifest
+from embedder_helpers.results import comparison
+from embedder_helpers.results.leaderboard import uses_mteb_protocol
+from embedder_helpers.results.result import Result
+from embedder_helpers.results.tables import is_validation_score, to_markdown
+
+TEMPLATE = Path(__file__).with_suffix(".md")  # for string.Template; Jinja is not required
+REPOSITORY = "https://github.com/embedder-gemma-roberta/embedder-gemma-roberta"
+BUILTIN_CARD = f"{REPOSITORY}/blob/main/embedder_helpers/builtin/README.md"
+MAX_LABELS = 12  # listed in the card; a task may have hundreds
+
+# How to download the folder from each hub: the client, and its call; `{name}` is `owner/model`.
+DOWNLOADS = {
+    "hf": ("huggingface_hub", 'snapshot_download("{name}")'),
+    "kaggle": ("kagglehub", 'model_download("{name}/keras/default")'),
+}
+DESCRIPTIONS = {
+    "roberta_only": "{roberta} encodes a text",
+    "gemma_only": "{gemma} reads a text",
+    "hybrid": "{gemma} reads a text; a projection maps its hidden states into RoBERTa's embedding "
+    "space, where they {fusion} RoBERTa's own token embeddings; {roberta} encodes the result",
+}
+FUSIONS = {"replace": "replace", "add": "are added to", "prepend": "are prepended to"}
+
+SUBSETS = {"fit": "training", "watched": "validation", "scored": "evaluation"}
+
+# Licences by Hugging Face's identifiers, the strictest first, and as the card words them.
+GEMMA, OTHER, MIT, APACHE = "gemma", "other", "mit", "apache-2.0"
+GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
+LICENSES = {
+    GEMMA: f"[Gemma Terms of Use]({GEMMA_TERMS})",
+    OTHER: "its publisher's; MIT for Meta's own RoBERTa",
+    MIT: "MIT",
+    APACHE: f"[Apache-2.0, with a notice]({BUILTIN_CARD})",
+}
+GEMMA_NOTICE = (
+    f"Gemma is provided under and subject to the Gemma Terms of Use found at {GEMMA_TERMS}. This "
+    "embedder computes with Gemma, and what was trained here learned from Gemma's hidden states: "
+    "everyone who uses it must have accepted these terms."
+)
+
+
+def model_card(manifest: Manifest, results: Sequence[Result], hub: str, name: str) -> str:
+    """The card in Markdown, after YAML metadata for Hugging Face.
+
+    Args:
+        manifest: of the embedder, free of private paths.
+        results: to show beside the embedder's own, likewise; those that cannot be compared with it
+            are left out.
+        hub: `hf` or `kaggle`.
+        name: `owner/model` there.
+    """
+    result = saved_result(manifest.result)
+    client, download = DOWNLOADS[hub]
+    before, with_result, without, after = re.split("<!--.*-->", TEMPLATE.read_text("utf-8"))
+    template = Template(before + (with_result if result else without) + after)
+    predict = 'predictions = embedder.predict(["One text."])  # labels and their probabilities\n'
+    text = template.substitute(
+        _result_values(result, comparable_results(result, results)) if result else {},
+        title=name.split("/")[1],
+        about=f"{_description(manifest, result)} {_training(manifest, result)}",
+        repository=REPOSITORY,
+        client=client,
+        download=download.format(name=name),
+        width=manifest.width,
+        predict=predict if manifest.classes else "",
+        gemma=_gemma_source(manifest),
+        parts=_parts(manifest),
+        max_tokens=manifest.experiment["max_tokens"],
+        limitations=_bullets(_limitations(manifest, result)),
+    )
+    text = re.sub("\n{3,}", "\n\n", text.strip()) + "\n"  # where a value is empty
+    return f"---\n{_metadata(manifest, result, name)}\n---\n\n{text}" if hub == "hf" else text
+
+
+def saved_result(fields: Mapping[str, Any] | None) -> Result | None:
+    """The Result of a saved embedder's result fields; None without any, or if they do not fit."""
+    try:
+        return Result.from_stored(fields)
+    except (TypeError, AttributeError):
+        return None
+
+
+def comparable_results(result: Result, results: Sequence[Result]) -> list[Result]:
+    """The results that a card shows: comparable baselines, and the embedder's own for each seed."""
+    every = [one for one in results if one != result] + [result]
+    groups = comparison.group_by_seed(every).values()
+    seeds = next(group for group in groups if result in group)
+    others = [one for one in every if one not in seeds and comparison.is_comparable(result, one)]
+    return [*others, *seeds]
+
+
+def license_of(manifest: Manifest) -> str:
+    """The strictest licence of the parts, by Hugging Face's identifier; OTHER if one is unknown."""
+    parts = [_part_license(role, preset["name"]) for role, preset in manifest.presets.items()]
+    return next(one for one in LICENSES if one in parts)
+
+
+def _part_license(role: str, name: str) -> str:
+    if name in BUILTIN_PRESETS:
+        return APACHE
+    if role == "llm_preset":
+        return GEMMA
+    known = ("facebookai/", "roberta_base_en", "roberta_large_en", "xlm_roberta_")
+    return MIT if name.removeprefix("hf://").lower().startswith(known) else OTHER
+
+
+def _metadata(manifest: Manifest, result: Result | None, name: str) -> str:
+    """The YAML that Hugging Face reads; scores in hundredths, as MTEB shows them.
+
+    The library is this package, since the hub would suggest Keras's own `load_model`, which cannot
+    read the folder. A base model can be named only where its address on the hub is known.
+    """
+    handles = [manifest.experiment[role] for role in manifest.presets]
+    base_models = [one.removeprefix("hf://") for one in handles if one.startswith("hf://")]
+    metadata = ModelCardData(
+        license=license_of(manifest),
+        language=["en"] if _is_english(result) else None,
+        library_name="embedder_helpers",
+        tags=["keras", "keras-hub", "sentence-embedding", "text-classification"],
+        base_model=base_models or None,
+        base_model_relation="finetune" if base_models else None,  # two would be taken for a merge
+    )
+    if metadata.license == OTHER:
+        metadata.license_name = "see-the-card"
+    if result and (source := MTEB_TASKS.get(result.task["name"])):
+        metadata.datasets = [source.path]
+        if uses_mteb_protocol(result):
+            metadata.model_name = name.split("/")[1]
+            metadata.eval_results = [
+                EvalResult(
+                    task_type="Classification",
+                    dataset_type=source.path,
+                    dataset_name=f"MTEB {result.task['name']}",
+                    dataset_config=source.subset or "default",
+                    dataset_split=_split(result),
+                    # The revision of local files is unknown.
+                    dataset_revision=None if result.experiment["task_data"] else source.revision,
+                    metric_type=metric,
+                    metric_value=round(100 * result.scores[metric], 3),
+                )
+                for metric in ("accuracy", "f1")
+            ]
+    return metadata.to_yaml()
+
+
+def _split(result: Result) -> str:
+    return "validation" if is_validation_score(result) else "test"
+
+
+def _is_english(result: Result | None) -> bool:
+    return result is not None and result.task["name"] in (*MTEB_TASKS, *BUILTIN_TASKS)
+
+
+# === Description ===
+
+
+def _description(manifest: Manifest, result: Result | None) -> str:
+    experiment = manifest.experiment
+    names = {role: f"`{preset['name']}`" for role, preset in manifest.presets.items()}
+    cutoffs = experiment["llm_layers"]
+    cutoffs = cutoffs if isinstance(cutoffs, list) else [cutoffs]
+    layers = f"frozen, truncated after layer {max(cutoffs)}"
+    layers += f" of {result.num_layers}" if result else ""
+    if len(cutoffs) > 1:
+        layers += f", hidden states after layers {', '.join(map(str, cutoffs))} pooled"
+    description = DESCRIPTIONS[experiment["kind"]].format(
+        roberta=f"RoBERTa ({names.get('slm_preset')})",
+        gemma=f"Gemma ({names.get('llm_preset')}, {layers})",
+        fusion=FUSIONS.get(experiment["fusion"], "are combined with"),
+    )
+    return (
+        f"{'An English' if _is_english(result) else 'A'} text embedder: {description}. The "
+        f"embedding, {manifest.width} numbers, is the last hidden states pooled over tokens by "
+        f"`{experiment['pooling']}`."
+    )
+
+
+def _training(manifest: Manifest, result: Result | None) -> str:
+    """What was trained, and the labels of the head."""
+    labels = manifest.classes or []
+    if result is None:
+        training = "What it was trained on was not saved with it."
+    elif result.history:
+        layers = "The projection, " if manifest.experiment["kind"] == "hybrid" else ""
+        training = (
+            f"{layers}RoBERTa and a classification head were trained on {result.task['name']}."
+        )
+    elif labels:
+        training = f"Only a classification head was trained, on {result.task['name']}."
+    else:
+        training = "Nothing in it was trained."
+    if not labels:
+        return training
+    listed = [f"`{label}`" for label in labels[:MAX_LABELS]] + ["…"] * (len(labels) > MAX_LABELS)
+    return f"{training} It classifies texts into {len(labels)} classes: {', '.join(listed)}."
+
+
+def _gemma_source(manifest: Manifest) -> str:
+    """Where Gemma's weights come from."""
+    if "llm_preset" not in manifest.presets:
+        return "No other model is needed."
+    if manifest.contains_gemma:
+        return "The truncated Gemma is in the folder: using it is subject to Gemma's terms (below)."
+    name = manifest.experiment["llm_preset"]
+    if name in BUILTIN_PRESETS:
+        return f"`{name}` comes with the package: nothing else is downloaded."
+    return (
+        f"Gemma's weights are not in the folder: `load_embedder` downloads `{name}`, for which "
+        "your account must have accepted Gemma's terms; or give a folder that holds them: "
+        "`eh.load_embedder(folder, llm_preset=…)`."
+    )
+
+
+# === Scores, data and settings ===
+
+
+def _result_values(result: Result, results: Sequence[Result]) -> dict[str, Any]:
+    """The template's values that a result has; `results` are shown beside it."""
+    experiment, fingerprint = make_experiment(result.experiment), result.inputs["task"]
+    texts, differences = result.task["texts"], comparison.difference_table(results)
+    values = experiment.relevant_settings()
+    values = {name: one for name, one in values.items() if not settings()[name].fingerprinted}
+    samples = values["samples_per_label"] = result.task.get("samples_per_label")
+    return {
+        "task": result.task["name"],
+        "split": _split(result),
+        "runs": len(result.scores_per_experiment),
+        "samples": samples,
+        "comparison": _table(comparison.comparison_table(results), "task"),
+        "differences": _table(differences, "task", "hybrid")
+        if len(differences)
+        else "No hybrid and baseline were compared.",
+        "seed": experiment.seed,
+        "own_scores": _format_scores(result.scores, result.head),
+        "majority_baseline": _format_scores(result.majority_baseline),
+        "notes": _bullets(_notes(result)),
+        "source": "on Hugging Face" if "@" in fingerprint else "files with SHA-256",
+        "fingerprint": fingerprint,
+        "sizes": ", ".join(f"{texts[one]} {SUBSETS[one]} texts" for one in SUBSETS if one in texts),
+        "data_notes": "".join(f" {note}." for note in result.task["notes"]),
+        "settings": yaml.safe_dump(values, sort_keys=False),
+        "device": ", ".join(result.device),
+        "seconds": round(result.seconds["total"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
+    }
+
+
+def _table(frame: pd.DataFrame, *dropped: str) -> str:
+    """A table as Markdown, without score columns that are empty."""
+    empty = [name for name in comparison.COLUMNS if (frame[name] == "-").all()]
+    return to_markdown(frame.drop(columns=[*dropped, *empty])).strip()
+
+
+def _notes(result: Result) -> Iterator[str]:
+    """What a reader of some embedders' scores should know."""
+    if is_validation_score(result):
+        yield (
+            "Settings such as the cutoff were selected on these texts too: the scores are good for "
+            "selection, but too optimistic to quote."
+        )
+    if duplicates := result.deduplicated:
+        scores, head = duplicates.get("scores"), duplicates.get("head")
+        without = f"; without them: {_format_scores(scores, head)}" if scores else ""
+        count = result.task["texts"]["scored"]
+        yield (
+            f"{duplicates['texts']} of the {count} evaluation texts are duplicates of training "
+            f"texts{without}."
+        )
+
+
+def _format_scores(scores: Mapping[str, float], head: Mapping[str, float] | None = None) -> str:
+    text = f"accuracy {scores['accuracy']:.3f} and macro F1 {scores['f1']:.3f}"
+    return f"{text} (head: {_format_scores(head)})" if head else text
+
+
+# === Licences and limitations ===
+
+
+def _parts(manifest: Manifest) -> str:
+    rows = []
+    for role, preset in manifest.presets.items():
+        is_gemma, name = role == "llm_preset", preset["name"]
+        version, handle = preset["fingerprint"], manifest.experiment[role]
+        place = "yes" if manifest.contains_gemma or not is_gemma else "no"
+        if place == "no" and handle != name:  # an address that the uploader gave
+            place = f"no: loaded from {handle}, which was not compared with it"
+        rows.append(
+            {
+                "part": "Gemma" if is_gemma else "RoBERTa",
+                "model": name,
+                "version": version if "@" in version else f"SHA-256 {version[:16]}…",
+                "in the folder": place,
+                "licence": LICENSES[_part_license(role, name)],
+            }
+        )
+    table = to_markdown(pd.DataFrame(rows)).strip()
+    return f"{table}\n\n{GEMMA_NOTICE}" if license_of(manifest) == GEMMA else table
+
+
+def _limitations(manifest: Manifest, result: Result | None) -> Iterator[str]:
+    """Those that not every embedder has."""
+    if any(preset["name"] in BUILTIN_PRESETS for preset in manifest.presets.values()):
+        yield (
+            "`tiny_gemma` and `tiny_roberta` are this project's own tiny models, pretrained on "
+            "four million words: they show how the method behaves, not how good it is."
+        )
+    if result:
+        yield f"Texts of its data that were truncated: {result.truncated}."
+    if result and result.history:
+        yield (
+            f"It was trained on {result.task['name']}, the task it is scored on: compare it with "
+            "models that were too, and expect lower scores on other tasks."
+        )
+    if manifest.classes:
+        yield "The head's class probabilities are not calibrated."
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)

@@ -1,0 +1,1 @@
+"""Basics for the other packages: environment, progress and log, model hubs, files."""

@@ -1,0 +1,204 @@
+"""The environment: Kaggle, Colab or a local machine; its versions, devices, folders and secrets.
+
+Everything is read again at each call. A session's time limit is left to `experiments.session`.
+"""
+
+import functools
+import importlib.metadata
+import logging
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+from embedder_helpers import __version__
+from embedder_helpers.utils import progress
+from embedder_helpers.utils.files import PACKAGE
+
+logger = logging.getLogger(__name__)
+
+KAGGLE_INPUTS = Path("/kaggle/input")
+PACKAGES = ("keras", "keras-hub", "tensorflow", "scikit-learn", "datasets", "numpy")
+
+
+def platform_name() -> str:
+    """`kaggle`, `colab` or `local`."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "kaggle"
+    return "colab" if "google.colab" in sys.modules else "local"
+
+
+def package_versions() -> dict[str, str]:
+    """The versions that a result depends on, `python` among them; `absent` if not installed."""
+    versions = {"embedder_helpers": __version__, "python": sys.version.split()[0]}
+    return versions | {package: _version(package) for package in PACKAGES}
+
+
+@functools.cache  # the cache of hidden states asks at every write
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def devices() -> list[str]:
+    """Names of the devices that Keras computes on."""
+    import keras
+
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.get_visible_devices("GPU")
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        names = [detail.get("device_name", "GPU") for detail in details]
+    elif keras.config.backend() == "torch":
+        import torch
+
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    else:
+        names = [device for device in keras.distribution.list_devices() if "cpu" not in device]
+    return names or [f"CPU, {os.cpu_count()} cores"]
+
+
+def _project_folder() -> Path:
+    """The clone that the package belongs to; the working folder if it was installed as a wheel."""
+    clone = PACKAGE.parent
+    return clone if (clone / "pyproject.toml").is_file() else Path.cwd()
+
+
+def results_folder() -> Path:
+    """Default folder for results: in the platform's output folder, else in the project."""
+    output = {"kaggle": Path("/kaggle/working"), "colab": Path("/content")}
+    return output.get(platform_name(), _project_folder()) / "results"
+
+
+def states_folder() -> Path:
+    """Default folder for hidden states: scratch, which is larger than Kaggle's output (20 GB)."""
+    scratch = {"kaggle": Path("/kaggle/temp"), "colab": Path("/content")}
+    return scratch.get(platform_name(), _project_folder()) / "states"
+
+
+def start_session(
+    out: str | Path | None, config: str | Path, states: str | Path | None = None
+) -> Path:
+    """Set a notebook up: show the log, and print what `describe` returns.
+
+    Args:
+        out: folder for results; None: one in the platform's output folder, named after the config.
+        config: name or path of the config.
+        states: folder for hidden states; None: the default one.
+
+    Returns:
+        The folder for results.
+    """
+    progress.show_log()
+    out = Path(out) if out else results_folder() / Path(config).stem
+    print(describe(out, states))
+    return out
+
+
+def describe(out: str | Path, states: str | Path | None = None) -> str:
+    """Describe the platform: devices, versions, free memory, and where files go.
+
+    Args:
+        out: the folder for results.
+        states: the folder for hidden states; None: the default one.
+
+    Returns:
+        Several lines of text.
+    """
+    states = Path(states or states_folder())
+    memory = psutil.virtual_memory()
+    lines = {
+        "platform": f"{platform_name()}: {', '.join(devices())}; trains in {training_dtype()}",
+        "versions": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
+        "memory": f"{memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB free",
+        "results": f"{Path(out).resolve()} ({_free_gigabytes(Path(out))} GB free)",
+        "hidden states": f"{states.resolve()} ({_free_gigabytes(states)} GB free)",
+    }
+    return "\n".join(f"{label:<13} {text}" for label, text in lines.items())
+
+
+def _free_gigabytes(folder: Path) -> str:
+    """Free space of the disk that a folder, which need not exist yet, will be on."""
+    folder = folder.resolve()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return f"{psutil.disk_usage(str(existing)).free / 1e9:.0f}"
+
+
+def gpu_ids() -> list[str]:
+    """GPUs that can be assigned to separate processes, as `CUDA_VISIBLE_DEVICES` names them.
+
+    Empty with a backend other than TensorFlow, where one process takes the memory of all GPUs.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        return []
+    import tensorflow as tf
+
+    ids = [str(i) for i in range(len(tf.config.list_physical_devices("GPU")))]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.split(",")[: len(ids)] if visible else ids
+
+
+def use_first_gpu_only() -> bool:
+    """Leave the other GPUs to other processes; False if this one has initialized them already."""
+    import tensorflow as tf
+
+    try:
+        tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
+    except RuntimeError:
+        logger.warning(
+            "only one GPU is used, because this process holds the others: restart the notebook to "
+            "use all of them"
+        )
+        return False
+    return True
+
+
+def on_cpu() -> bool:
+    """Whether Keras computes on a CPU."""
+    return devices()[0].startswith("CPU")
+
+
+def training_dtype() -> str:
+    """`mixed_float16` on a GPU that multiplies float16 faster (tensor cores: T4), else `float32`.
+
+    A P100 (compute capability 6.0) has no tensor cores; a CPU gains nothing.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow" or on_cpu():
+        return "float32"
+    import tensorflow as tf
+
+    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
+    fast = all(detail.get("compute_capability", (0, 0)) >= (7, 0) for detail in details)
+    return "mixed_float16" if fast else "float32"
+
+
+def get_secret(label: str) -> str | None:
+    """Read a secret from the environment, Kaggle's secrets or Colab's; None if none has it."""
+    if os.environ.get(label):
+        return os.environ[label]
+    for read in (_kaggle_secret, _colab_secret):
+        try:
+            return read(label)
+        except Exception:  # each service raises its own errors for a missing secret
+            continue
+    return None
+
+
+def _kaggle_secret(label: str) -> str:
+    from kaggle_secrets import UserSecretsClient
+
+    return UserSecretsClient().get_secret(label)
+
+
+def _colab_secret(label: str) -> str:
+    from google.colab import userdata
+
+    return userdata.get(label)

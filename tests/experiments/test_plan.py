@@ -1,0 +1,67 @@
+"""Plans: which texts an experiment trains on, validates on, samples and scores."""
+
+import pytest
+from made_task import experiment, write_task
+
+from embedder_helpers.config import InputError
+from embedder_helpers.experiments.plan import Subset, plan_experiment
+
+
+@pytest.fixture
+def plan(task_folder, tmp_path):
+    """Plans an experiment with some settings on the task of 40, 12 and 16 texts."""
+    return lambda **settings: plan_experiment(experiment(task_folder, **settings), tmp_path)
+
+
+def test_training_on_validation_swaps_the_roles_of_the_splits(plan):
+    swapped = plan(kind="roberta_only", train_split="validation")
+    train, validation = swapped.texts(Subset.TRAIN), swapped.texts(Subset.VALIDATION)
+    assert len(train) == len(validation) == 12
+    assert all("of the validation" in text for text in train)
+    assert all("of the train" in text for text in validation)
+
+
+def test_max_train_texts_limits_training_and_not_the_protocol(plan):
+    rows = plan(kind="roberta_only", max_train_texts=10).rows
+    assert len(rows[Subset.TRAIN]) == 10 and len(rows[Subset.PROTOCOL_TRAIN]) > 10
+
+
+def test_gemma_alone_reads_only_the_texts_of_the_protocol(plan):
+    assert set(plan(kind="gemma_only").rows) == {Subset.PROTOCOL_TRAIN, Subset.EVAL}
+
+
+def test_subsets_have_the_names_of_result_files(plan):
+    assert list(plan().rows) == ["drawn", "scored", "fit", "watched"]
+
+
+def test_texts_concatenates_subsets_and_by_default_all(plan):
+    hybrid = plan()
+    texts = [text for subset in hybrid.rows for text in hybrid.texts(subset)]
+    assert hybrid.texts() == texts
+    assert len(hybrid.texts(Subset.EVAL, Subset.VALIDATION)) == 16 + 12
+
+
+@pytest.mark.parametrize(("split", "count"), [("validation", 12), ("test", 16)])
+def test_scored_split_is_the_split_that_is_scored(split, count, plan):
+    scored = plan(scored_split=split)
+    assert scored.texts(Subset.EVAL) == getattr(scored.task, split).texts()
+    assert scored.labels(Subset.EVAL).tolist() == [0, 1] * (count // 2)
+
+
+def held_out_experiment(folder, count):
+    """An experiment that scores validation texts on a task without a validation split."""
+    task = write_task(folder / "rain", counts={"train": count, "test": 8})
+    return experiment(task, scored_split="validation", kind="roberta_only", epochs=1)
+
+
+def test_no_held_out_text_that_the_protocol_samples_is_scored(tmp_path):
+    plan = plan_experiment(held_out_experiment(tmp_path, 200), tmp_path)
+    scored, sampled = plan.texts(Subset.EVAL), plan.texts(Subset.PROTOCOL_TRAIN)
+    assert 0 < len(scored) < len(plan.task.validation) == 20
+    assert not set(scored) & set(sampled) and not set(scored) & set(plan.texts(Subset.TRAIN))
+    assert set(plan.task.validation.texts()) <= set(scored) | set(sampled)
+
+
+def test_held_out_texts_that_are_all_sampled_are_an_error(tmp_path):
+    with pytest.raises(InputError, match="scored_split.*'validation'.*rain.*samples_per_label"):
+        plan_experiment(held_out_experiment(tmp_path, 20), tmp_path)

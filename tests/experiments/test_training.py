@@ -1,0 +1,384 @@
+"""Training: batches, rates, early stopping and class weights, on a model of two layers."""
+
+import logging
+import math
+import types
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.experiments import training
+from embedder_helpers.experiments.training import (
+    EpochLogger,
+    TrainingBatches,
+    TwoRateAdamW,
+    add_head,
+    train_classifier,
+)
+from embedder_helpers.models.batching import MultiLayerStates, bucket_length, from_lengths
+from embedder_helpers.models.layers import LayerPooling
+from embedder_helpers.models.projection import build_projection
+from embedder_helpers.utils import progress
+
+LENGTHS = [5, 30, 7, 31, 6, 60, 8, 29, 5, 12]
+
+
+def random_states(lengths, width=4, seed=0):
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(sum(lengths), width)).astype("float32")
+    return from_lengths(values, lengths)
+
+
+def mean_model(width=4, dtype="float32"):
+    """A model whose embedding is a dense layer on the masked mean."""
+    inputs = keras.Input((None, width), name="inputs")
+    mask = keras.Input((None,), dtype="int32", name="mask")
+    weights = keras.ops.cast(mask[:, :, None], "float32")
+    mean = keras.ops.sum(inputs * weights, 1) / keras.ops.sum(weights, 1)
+    output = keras.layers.Dense(8, activation="tanh", dtype=dtype, name="encoder")(mean)
+    output = keras.ops.cast(output, "float32")
+    return keras.Model({"inputs": inputs, "mask": mask}, output)
+
+
+def separable_texts(count, seed):
+    """Hidden states whose first feature depends on the class, and the classes."""
+    labels = np.arange(count) % 2
+    states = random_states([4] * count, seed=seed)
+    values = states.values.reshape(count, 4, 4).copy()
+    values[:, :, 0] += 3 * (2 * labels[:, None] - 1)
+    return from_lengths(values.reshape(-1, 4), [4] * count), labels
+
+
+def train(epochs=4, work=0.0, dtype="float32", texts=None, **settings):
+    """Trains a new model; returns it and the history."""
+    keras.utils.set_random_seed(1)
+    classifier = add_head(mean_model(dtype=dtype), 2)
+    rates = {"learning_rate": 0.01, "projection_learning_rate": 0.02}
+    experiment = Experiment(epochs=epochs, batch_size=8, seed=1, **rates | settings)
+    texts = texts or separable_texts(64, 1)
+    history = train_classifier(classifier, texts, separable_texts(24, 2), experiment, 256, work)
+    return classifier, history
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A training of four epochs: model, history, log lines, and work on the overall bar."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    level = training.logger.level
+    training.logger.addHandler(handler)
+    training.logger.setLevel(logging.INFO)
+    with progress.overall_progress(100, "sweep") as bar:
+        classifier, history = train(work=30)
+        work = bar.n
+    training.logger.removeHandler(handler)
+    training.logger.setLevel(level)
+    return types.SimpleNamespace(classifier=classifier, history=history, lines=lines, work=work)
+
+
+# Batches
+
+
+def batches_of(lengths, longest=256, **settings):
+    labels = np.arange(len(lengths))
+    return TrainingBatches(random_states(lengths), labels, Experiment(**settings), longest)
+
+
+def test_batches_hold_every_text_once_padded_to_the_bucket():
+    batches = batches_of(LENGTHS, batch_size=3)
+    labels = np.concatenate([batches[i][1] for i in range(len(batches))])
+    assert sorted(labels.tolist()) == list(range(len(LENGTHS)))
+    for i in range(len(batches)):
+        inputs, rows = batches[i]
+        assert inputs["inputs"].shape[1] == bucket_length(max(LENGTHS[row] for row in rows))
+        assert inputs["mask"].sum(1).tolist() == [LENGTHS[row] for row in rows]
+
+
+def test_batches_of_several_cutoffs_have_an_axis_for_them():
+    layers = random_states(LENGTHS, seed=0), random_states(LENGTHS, seed=1)
+    batches = TrainingBatches(
+        MultiLayerStates(layers), np.arange(len(LENGTHS)), Experiment(batch_size=3), 256
+    )
+    inputs, rows = batches[0]
+    length = bucket_length(max(LENGTHS[row] for row in rows))
+    assert inputs["inputs"].shape == (3, length, 2, 4) and inputs["mask"].shape == (3, length)
+    for cutoff, layer in enumerate(layers):
+        states = inputs["inputs"][0, : LENGTHS[rows[0]], cutoff]
+        np.testing.assert_array_equal(states, layer.text(rows[0]))
+
+
+def test_batches_are_shuffled_every_epoch_in_the_order_of_the_seed():
+    def orders(seed):
+        batches = batches_of(LENGTHS, batch_size=2, seed=seed)
+        epochs = []
+        for _ in range(2):
+            epochs.append([batches[i][1].tolist() for i in range(len(batches))])
+            batches.on_epoch_end()
+        return epochs
+
+    assert orders(1) == orders(1)
+    assert orders(1)[0] != orders(1)[1]
+
+
+def test_the_first_two_batches_differ_in_length_if_any_do():
+    for seed in range(20):
+        batches = batches_of([20] * 30 + [5] * 3, batch_size=3, seed=seed)
+        first, second = (batches[i][0]["inputs"].shape[1] for i in range(2))
+        assert first != second
+
+
+def test_if_all_batches_have_the_same_length_no_later_epoch_has_a_shorter_one():
+    """Keras would refuse it: it expects the shapes of the first epoch."""
+    for seed in range(40):
+        batches = batches_of([20] * 62 + [5] * 2, batch_size=2, seed=seed)
+        first = {batches[i][0]["inputs"].shape[1] for i in range(len(batches))}
+        for _ in range(4):
+            batches.on_epoch_end()
+            if len(first) == 1:
+                assert {batches[i][0]["inputs"].shape[1] for i in range(len(batches))} == first
+
+
+def test_no_batch_is_padded_beyond_the_longest_possible_text():
+    batches = batches_of([90, 95], longest=95, batch_size=2)
+    assert batches[0][0]["inputs"].shape[1] == 95
+
+
+# Two rates
+
+
+def first_step(variable):
+    """How far one step at 0.001 moves a variable, which for new layers is 20 times as far.
+
+    Adam's first step is the rate itself, whatever the gradient.
+    """
+    before = keras.ops.convert_to_numpy(variable.value)
+    TwoRateAdamW(1e-3, new_rate=20).apply([keras.ops.ones(variable.shape)], [variable])
+    return (before - keras.ops.convert_to_numpy(variable.value)).mean()
+
+
+def test_a_pretrained_layer_learns_at_the_rate_itself():
+    layer = keras.layers.Dense(3, name="encoder")
+    layer.build((None, 2))
+    assert first_step(layer.bias) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_head_learns_at_the_rate_of_new_layers():
+    head = add_head(mean_model(), 2).get_layer("head")
+    assert first_step(head.bias) == pytest.approx(2e-2, rel=1e-3)
+
+
+def test_the_projection_learns_at_the_rate_of_new_layers():
+    layer = build_projection(Experiment(), 4, 4).get_layer("projection_linear")
+    assert first_step(layer.bias) == pytest.approx(2e-2, rel=1e-3)
+
+
+def test_learned_layer_weights_learn_at_the_rate_of_new_layers():
+    layer = LayerPooling("learned", name="layer_pooling")
+    layer.build((None, None, 3, 4))
+    assert first_step(layer.logits) == pytest.approx(2e-2, rel=1e-3)
+
+
+def test_both_rates_hold_within_one_model():
+    classifier = add_head(mean_model(), 2)
+    biases = [classifier.get_layer(name).bias for name in ("encoder", "head")]
+    TwoRateAdamW(1e-3, new_rate=20).apply([keras.ops.ones(bias.shape) for bias in biases], biases)
+    pretrained, new = (keras.ops.convert_to_numpy(bias.value) for bias in biases)
+    np.testing.assert_allclose(pretrained, -1e-3, rtol=1e-3)
+    np.testing.assert_allclose(new, -2e-2, rtol=1e-3)
+
+
+# Training
+
+
+def test_training_learns_separable_classes(trained):
+    assert len(trained.history) == 4
+    assert trained.history[-1]["val_accuracy"] > 0.9
+
+
+def test_each_epoch_is_logged_once(trained):
+    lines = [line for line in trained.lines if "epoch" in line]
+    assert len(lines) == 4
+    for number, (line, epoch) in enumerate(zip(lines, trained.history, strict=True), 1):
+        assert f"epoch {number} of 4" in line
+        assert f"val_accuracy {epoch['val_accuracy']:.3f}" in line
+
+
+def test_training_advances_the_overall_bar_by_its_work(trained):
+    assert trained.work == pytest.approx(30)
+
+
+def test_training_ends_at_rate_0(trained):
+    assert float(trained.classifier.optimizer.learning_rate) == pytest.approx(0, abs=1e-7)
+
+
+def test_a_seed_repeats_a_training(trained):
+    classifier, history = train()
+    assert history == [pytest.approx(epoch, rel=1e-5) for epoch in trained.history]
+    weights = zip(classifier.get_weights(), trained.classifier.get_weights(), strict=True)
+    for again, first in weights:
+        np.testing.assert_allclose(again, first, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_in_float16_learns_with_a_scaled_loss():
+    classifier, history = train(dtype="mixed_float16")
+    assert isinstance(classifier.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert isinstance(classifier.optimizer.inner_optimizer, TwoRateAdamW)
+    assert history[-1]["val_accuracy"] > 0.9
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_learning_rate():
+    states, labels = separable_texts(64, 1)
+    states.values[:] = np.inf
+    with pytest.raises(InputError, match="diverged in epoch 1.*learning_rate"):
+        train(epochs=2, texts=(states, labels))
+
+
+# Early stopping
+
+
+@pytest.fixture
+def destroy_weights(monkeypatch):
+    """A function that makes one epoch, counted from 0, set all weights to 0."""
+    epochs = []
+
+    class Destroyer(EpochLogger):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.destroys = epoch in epochs
+
+        def on_train_batch_end(self, batch, logs=None):
+            if self.destroys:
+                for variable in self.model.trainable_variables:
+                    variable.assign(0 * variable.value)
+
+    monkeypatch.setattr(training, "EpochLogger", Destroyer)
+    return epochs.append
+
+
+def validation_accuracy(classifier):
+    batches = TrainingBatches(*separable_texts(24, 2), Experiment(batch_size=24), 256)
+    return classifier.evaluate(batches, return_dict=True, verbose=0)["accuracy"]
+
+
+def test_patience_restores_the_best_epochs_weights_if_training_is_not_stopped(destroy_weights):
+    destroy_weights(2)
+    classifier, history = train(epochs=3, patience=3)
+    accuracy = validation_accuracy(classifier)
+    assert accuracy == pytest.approx(max(epoch["val_accuracy"] for epoch in history))
+    assert history[2]["val_accuracy"] < accuracy
+
+
+def test_patience_stops_the_training_and_restores_the_best_epochs_weights(destroy_weights):
+    destroy_weights(1)
+    destroy_weights(2)
+    classifier, history = train(epochs=9, patience=2)
+    assert len(history) == 3
+    assert history[2]["val_accuracy"] < history[0]["val_accuracy"]
+    assert validation_accuracy(classifier) == pytest.approx(history[0]["val_accuracy"])
+
+
+def test_without_patience_every_epoch_is_trained_and_the_last_ones_weights_stay(destroy_weights):
+    destroy_weights(1)
+    destroy_weights(4)
+    classifier, history = train(epochs=5)
+    assert len(history) == 5
+    assert history[4]["val_accuracy"] < max(epoch["val_accuracy"] for epoch in history)
+    assert validation_accuracy(classifier) == pytest.approx(history[4]["val_accuracy"])
+
+
+# The schedule of rates
+
+
+def rates_of(steps, **settings):
+    """The rate of each step, and the one after the last."""
+    classifier = add_head(mean_model(), 2)
+    training._compile(classifier, Experiment(learning_rate=0.01, **settings), steps)
+    rates = []
+    for step in range(steps + 1):
+        classifier.optimizer.iterations.assign(step)
+        rates.append(float(classifier.optimizer.learning_rate))
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("steps", "fraction", "warmup"), [(40, 0.1, 4), (41, 0.25, 10), (7, 0.5, 4)]
+)
+def test_rates_rise_during_the_warmup_and_fall_to_0_as_a_cosine(steps, fraction, warmup):
+    rise = [0.01 * step / warmup for step in range(warmup)]
+    fall = [math.cos(math.pi * step / (steps - warmup)) for step in range(steps - warmup + 1)]
+    expected = rise + [0.005 * (1 + height) for height in fall]
+    assert rates_of(steps, warmup=fraction) == pytest.approx(expected, rel=1e-4, abs=1e-8)
+
+
+def test_without_a_warmup_the_first_step_has_the_highest_rate():
+    rates = rates_of(20, warmup=0)
+    assert rates[0] == pytest.approx(0.01) and rates[-1] == pytest.approx(0, abs=1e-8)
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_a_warmup_of_nearly_all_steps_leaves_one_to_fall(steps):
+    rates = rates_of(steps, warmup=0.99)
+    assert rates[steps - 1] == max(rates) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("factor", "clip_norm"), [(10.0, 1.0), (10.0, 0.5), (1e-3, 1.0), (10.0, None)]
+)
+def test_gradients_are_scaled_down_to_the_global_norm(factor, clip_norm, monkeypatch):
+    classifier = add_head(mean_model(), 2)
+    training._compile(classifier, Experiment(clip_norm=clip_norm), 10)
+    variables = classifier.trainable_variables
+    generator = np.random.default_rng(0)
+    gradients = [
+        factor * generator.normal(size=variable.shape).astype("float32") for variable in variables
+    ]
+    applied = []
+    monkeypatch.setattr(
+        TwoRateAdamW,
+        "update_step",
+        lambda _, gradient, *rest: applied.append(ops.convert_to_numpy(gradient)),
+    )
+    tensors = [keras.ops.convert_to_tensor(gradient) for gradient in gradients]
+    classifier.optimizer.apply(tensors, variables)
+    norm = np.sqrt(sum(np.square(gradient).sum() for gradient in gradients))
+    scale = 1 if clip_norm is None else min(1, clip_norm / norm)
+    for gradient, expected in zip(applied, gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected * scale, rtol=1e-4)
+
+
+# Class weights
+
+
+def unbalanced_texts():
+    """56 texts of class 0 and 8 of class 1."""
+    states, labels = separable_texts(112, 1)
+    rows = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:8]])
+    return states.select(rows), labels[rows]
+
+
+def test_class_weights_make_all_classes_count_the_same_and_a_text_1_on_average():
+    assert training._class_weights(np.array([2, 0, 2, 2, 1, 2])) == {
+        0: pytest.approx(2.0),
+        1: pytest.approx(2.0),
+        2: pytest.approx(0.5),
+    }
+
+
+def test_class_weights_change_the_training_loss_only():
+    # Steps this small change nothing, so the first loss is that of the initial weights.
+    still = {"learning_rate": 1e-9, "projection_learning_rate": 1e-9, "epochs": 1}
+    plain, weighted = (
+        train(texts=unbalanced_texts(), class_weights=class_weights, **still)[1][0]
+        for class_weights in (False, True)
+    )
+    assert abs(weighted["loss"] - plain["loss"]) > 1e-3
+    assert weighted["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-5)
+
+
+def test_class_weights_change_nothing_if_classes_are_balanced(trained):
+    _, weighted = train(class_weights=True)
+    assert weighted == [pytest.approx(epoch, rel=1e-5) for epoch in trained.history]

@@ -1,0 +1,267 @@
+import dataclasses
+import functools
+import gc
+import shutil
+import weakref
+
+import h5py
+import keras_hub
+import numpy as np
+import pytest
+from shared_gemma import TINY, shared_gemma, token_ids, two_texts_per_batch
+
+from embedder_helpers.builtin import BUILTIN_FOLDER
+from embedder_helpers.config import InputError
+from embedder_helpers.models import gemma as gemma_module
+from embedder_helpers.models import presets
+from embedder_helpers.models.block_weights import WEIGHTS_FILE, block_reader
+from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+    """Three batches, of which two pass a streamed layer before the next one is read."""
+    with two_texts_per_batch(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemma_module, "STREAMED_BATCHES", 2)
+        yield
+
+
+@functools.cache
+def layers():
+    """The decoder layers as keras-hub loads them."""
+    backbone = keras_hub.models.Backbone.from_preset(TINY.handle, dtype="float32")
+    return backbone.transformer_layers
+
+
+@functools.cache
+def reader():
+    return block_reader(TINY, layers()[0])
+
+
+def arrays(weights):
+    return [np.asarray(weight) for weight in weights]
+
+
+def assert_equal(weights, expected):
+    for array, other in zip(arrays(weights), arrays(expected), strict=True):
+        assert array.dtype == "float32"
+        np.testing.assert_array_equal(array, other)
+
+
+@pytest.fixture
+def preset_copy(tmp_path):
+    """A copy of the built-in preset, and the path of its weights, to be damaged."""
+    folder = tmp_path / "copy"
+    shutil.copytree(TINY.handle, folder)
+    preset = dataclasses.replace(TINY, name=str(folder), handle=str(folder))
+    return preset, folder / WEIGHTS_FILE
+
+
+def change_layers(path, change):
+    """Change the group of a file's layers."""
+    with h5py.File(path, "r+") as file:
+        change(file["layers"])
+
+
+def fifth_layer(groups):
+    return next(name for name in groups if name.endswith("decoder_block_4"))
+
+
+def datasets(group):
+    """The weights in a group, by their path in it."""
+    found = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item
+
+    group.visititems(visit)
+    return found
+
+
+# What is read
+
+
+@pytest.mark.parametrize("index", range(18))
+def test_a_layers_weights_are_those_that_keras_hub_loads(index):
+    assert_equal(reader()(index), layers()[index].variables)
+
+
+def test_any_layer_gives_the_order_of_weights():
+    assert_equal(block_reader(TINY, layers()[17])(3), reader()(3))
+
+
+def test_half_precision_weights_are_read_as_float32(preset_copy):
+    preset, path = preset_copy
+
+    def halve(groups):
+        layer = groups[fifth_layer(groups)]
+        for name, weight in datasets(layer).items():
+            half = weight[()].astype("float16")
+            del layer[name]
+            layer[name] = half
+
+    change_layers(path, halve)
+    expected = [array.astype("float16").astype("float32") for array in arrays(reader()(4))]
+    assert_equal(block_reader(preset, layers()[0])(4), expected)
+
+
+def test_bfloat16_weights_are_read_as_float32(tmp_path):
+    half = keras_hub.models.Backbone.from_preset(TINY.handle, num_layers=3, dtype="bfloat16")
+    half.save_to_preset(str(tmp_path))
+    preset = dataclasses.replace(TINY, handle=str(tmp_path), num_layers=3)
+    variables = half.transformer_layers[2].variables
+    expected = [np.asarray(variable.value).astype("float32") for variable in variables]
+    assert_equal(block_reader(preset, layers()[0])(2), expected)
+
+
+def test_weights_of_a_preset_on_kaggle_are_downloaded(monkeypatch):
+    handle = "kaggle://keras/gemma/keras/gemma_far"
+    preset = dataclasses.replace(TINY, name="gemma_far", handle=handle)
+    requests = []
+
+    def download(role, name, handle, file):
+        requests.append((handle, file))
+        return BUILTIN_FOLDER / "tiny_gemma" / file
+
+    monkeypatch.setattr(presets, "kaggle_file", download)
+    read = block_reader(preset, layers()[0])
+    assert requests == [("keras/gemma/keras/gemma_far", WEIGHTS_FILE)]
+    assert_equal(read(2), reader()(2))
+
+
+# Streamed forward passes
+
+
+def test_streamed_hidden_states_equal_those_of_the_model_in_memory():
+    specs = [HiddenStateSpec(1, "none"), HiddenStateSpec(7, "rms"), HiddenStateSpec(18, "learned")]
+    streamed, expected = (
+        shared_gemma(stream_blocks).hidden_states(token_ids(), specs)
+        for stream_blocks in (True, False)
+    )
+    for layer, other in zip(streamed.layers, expected.layers, strict=True):
+        np.testing.assert_array_equal(layer.values, other.values)
+
+
+def test_a_streamed_forward_pass_resumes_from_raw_hidden_states():
+    gemma, spec = shared_gemma(True), HiddenStateSpec(6, "rms")
+    raw = gemma.hidden_states(token_ids(), [HiddenStateSpec(4, "none")])
+    expected = gemma.hidden_states(token_ids(), [spec])
+    for _, rows, states in gemma.forward_layers(token_ids(), [spec], (4, raw)):
+        np.testing.assert_array_equal(states, np.concatenate([expected.text(row) for row in rows]))
+
+
+@pytest.fixture(scope="module")
+def layer_reads():
+    """Layers that a streaming Gemma reads, and how many weights of others are alive then."""
+    gemma, reads, alive, references = Gemma(TINY, True), [], [], []
+    gemma._load(3)
+    read = gemma._weights
+
+    def recording(index):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in references))
+        weights = read(index)
+        reads.append(index)
+        references.extend(map(weakref.ref, weights))
+        return weights
+
+    gemma._weights = recording
+    gemma.hidden_states(token_ids(), [HiddenStateSpec(3, "rms")])
+    return reads, alive
+
+
+def test_a_layer_is_read_once_for_several_batches(layer_reads):
+    reads, _ = layer_reads
+    assert reads == [0, 1, 2] * 2  # three batches are two chunks
+
+
+def test_a_layers_weights_are_freed_before_the_next_ones_are_read(layer_reads):
+    _, alive = layer_reads
+    assert alive == [0] * 6
+
+
+def test_the_layers_that_are_loaded_with_the_model_are_freed():
+    layer_class = type(layers()[0])
+    shared_gemma(True)  # what is compiled keeps one layer
+
+    def living_layers():
+        gc.collect()
+        return sum(isinstance(item, layer_class) for item in gc.get_objects())
+
+    before = living_layers()
+    gemma = Gemma(TINY, True)
+    gemma._load(18)
+    assert living_layers() == before
+
+
+# What cannot be read
+
+
+def test_a_hugging_face_model_is_an_error_before_anything_is_loaded(monkeypatch):
+    name = "hf://google/gemma-2b"
+    preset = dataclasses.replace(TINY, name=name, handle=name)
+    monkeypatch.setattr(gemma_module, "from_preset", lambda *_, **__: pytest.fail("is loaded"))
+    with pytest.raises(InputError, match=f"{name}.*save_to_preset.*stream_blocks: false"):
+        Gemma(preset, True)
+
+
+def test_a_preset_with_weights_in_several_files_is_an_error(preset_copy):
+    preset, path = preset_copy
+    path.rename(path.with_name("model_00000.weights.h5"))
+    with pytest.raises(InputError, match=f"{WEIGHTS_FILE}.*stream_blocks: false"):
+        block_reader(preset, layers()[0])
+
+
+def test_a_truncated_file_is_an_error(preset_copy):
+    preset, path = preset_copy
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="stream_blocks: false"):
+        block_reader(preset, layers()[0])
+
+
+def test_other_names_of_layers_are_an_error(preset_copy):
+    preset, path = preset_copy
+
+    def rename(groups):
+        for name in list(groups):
+            if "decoder_block" in name:
+                groups.move(name, name.replace("decoder_block", "layer"))
+
+    change_layers(path, rename)
+    with pytest.raises(InputError, match="0 of 18 layers.*stream_blocks: false.*save_to_preset"):
+        block_reader(preset, layers()[0])
+
+
+def drop_layer(groups):
+    del groups[fifth_layer(groups)]
+
+
+def test_a_missing_layer_is_an_error(preset_copy):
+    preset, path = preset_copy
+    change_layers(path, drop_layer)
+    with pytest.raises(InputError, match="17 of 18 layers"):
+        block_reader(preset, layers()[0])
+
+
+def widen_weight(layer):
+    name, weight = next(iter(datasets(layer).items()))
+    wider = np.zeros((*weight.shape[:-1], weight.shape[-1] + 1), "float32")
+    del layer[name]
+    layer[name] = wider
+
+
+def drop_weight(layer):
+    del layer[next(iter(datasets(layer)))]
+
+
+@pytest.mark.parametrize("damage", [widen_weight, drop_weight])
+def test_a_weight_that_is_missing_or_of_another_shape_is_an_error_naming_its_layer(
+    preset_copy, damage
+):
+    preset, path = preset_copy
+    change_layers(path, lambda groups: damage(groups[fifth_layer(groups)]))
+    read = block_reader(preset, layers()[0])
+    read(3)
+    with pytest.raises(InputError, match="layer 5 .*stream_blocks: false"):
+        read(4)

@@ -1,0 +1,450 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import keras_hub
+import numpy as np
+import pytest
+from made_presets import write_gemma
+from made_task import experiment, write_task
+from safetensors.numpy import load_file
+
+from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.data.tasks import load_task
+from embedder_helpers.experiments import protocol
+from embedder_helpers.experiments.plan import plan_experiment
+from embedder_helpers.experiments.sweep import run_experiments
+from embedder_helpers.models import saving
+from embedder_helpers.models.architectures import build_embedder, load_embedder
+from embedder_helpers.models.embedder import Head
+from embedder_helpers.models.presets import find_preset
+from embedder_helpers.results.result import Result, read_result
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ["I wish the clasp were stronger.", "It works as well as it can, she said."]
+RESULT = {"scores": {"accuracy": 0.75}}
+
+
+def with_other_weights(embedder, classes):
+    """The embedder as if it were trained, with a head."""
+    for variable in embedder.model.trainable_variables:
+        variable.assign(variable + 0.01)
+    kernel = np.random.default_rng(0).normal(size=(embedder.width, len(classes)))
+    embedder.head = Head(kernel.astype("float32"), np.ones(len(classes)), np.array(classes))
+    return embedder
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    """A hybrid with every layer that can be saved."""
+    settings = dict(
+        llm_layers=(1, 2),
+        layer_pooling="learned",
+        fusion="add",
+        projection="mlp",
+        projection_start="ridge",
+    )
+    return with_other_weights(build_embedder(Experiment(**settings)), ["a", "b"])
+
+
+@pytest.fixture(scope="module")
+def saved(hybrid, tmp_path_factory):
+    return hybrid.save(tmp_path_factory.mktemp("saved") / "hybrid", result=RESULT)
+
+
+@pytest.fixture(scope="module")
+def loaded(saved):
+    return load_embedder(saved)
+
+
+@pytest.fixture(scope="module")
+def gemma_only():
+    """Two embedders that differ in their cutoff, by the cutoff."""
+    return {
+        cutoff: build_embedder(Experiment(kind="gemma_only", llm_layers=cutoff))
+        for cutoff in (1, 2)
+    }
+
+
+@pytest.fixture
+def small(gemma_only, tmp_path):
+    """The folder of an embedder without RoBERTa, which is saved in no time."""
+    return gemma_only[1].save(tmp_path / "small")
+
+
+@pytest.fixture(scope="module")
+def small_embeddings(gemma_only):
+    return gemma_only[1].encode(TEXTS)
+
+
+# Saving and loading
+
+
+def test_a_loaded_hybrid_has_the_same_embeddings_bit_for_bit(hybrid, loaded):
+    np.testing.assert_array_equal(loaded.encode(TEXTS), hybrid.encode(TEXTS))
+
+
+def test_a_loaded_embedder_has_its_settings_head_and_result(hybrid, loaded):
+    for name in ("kind", "llm_layers", "layer_pooling", "fusion", "projection", "pooling"):
+        assert getattr(loaded.experiment, name) == getattr(hybrid.experiment, name)
+    for part, expected in zip(loaded.head, hybrid.head, strict=True):
+        np.testing.assert_array_equal(part, expected)
+    assert loaded.result == RESULT
+
+
+@pytest.mark.parametrize(
+    "with_gemma, settings",
+    [
+        (True, dict(kind="gemma_only", llm_layers=3, final_norm="last")),
+        (True, dict(kind="roberta_only", max_tokens=8)),
+    ],
+)
+def test_a_loaded_single_model_has_the_same_embeddings_bit_for_bit(settings, with_gemma, tmp_path):
+    embedder = with_other_weights(build_embedder(Experiment(**settings)), [0, 1])
+    folder = embedder.save(tmp_path / "saved", with_gemma)
+    assert (folder / "gemma").is_dir() == (settings["kind"] == "gemma_only")
+    np.testing.assert_array_equal(load_embedder(folder).encode(TEXTS), embedder.encode(TEXTS))
+
+
+def test_the_weights_around_roberta_are_saved_by_name(saved):
+    assert set(saving.read_arrays(saved)) == {
+        "standardise/mean",
+        "standardise/deviation",
+        "layer_pooling/logits",
+        "projection_linear/kernel",
+        "projection_linear/bias",
+        "projection_hidden/kernel",
+        "projection_hidden/bias",
+        "projection_branch/kernel",
+        "projection_branch/bias",
+        "projection_gate/scale",
+        "head/kernel",
+        "head/bias",
+    }
+
+
+def test_a_saved_roberta_is_a_complete_keras_preset(hybrid, saved):
+    backbone = keras_hub.models.Backbone.from_preset(str(saved / "roberta"))
+    for weight, expected in zip(backbone.get_weights(), hybrid.roberta.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+def test_no_file_of_a_saved_embedder_can_run_code(saved):
+    for path in (path for path in saved.rglob("*") if path.is_file()):
+        if path.suffix == ".h5":
+            assert h5py.is_hdf5(path)
+        elif path.suffix == ".safetensors":
+            assert load_file(path)
+        else:
+            assert path.suffix in (".json", ".txt") and path.read_text(encoding="utf-8")
+
+
+def test_an_embedder_saved_with_its_gemma_needs_no_other(tmp_path):
+    write_gemma("gemma3", 3, tmp_path / "gemma")
+    settings = dict(kind="gemma_only", llm_preset=str(tmp_path / "gemma"), llm_layers=2)
+    embedder = build_embedder(Experiment(**settings))
+    expected = embedder.encode(TEXTS)
+    complete = embedder.save(tmp_path / "complete", with_gemma=True)
+    partial = embedder.save(tmp_path / "partial")
+    (tmp_path / "gemma").rename(tmp_path / "moved")
+    np.testing.assert_array_equal(load_embedder(complete).encode(TEXTS), expected)
+    with pytest.raises(InputError, match=r"needs the Gemma it was made with .* or --llm"):
+        load_embedder(partial)
+    moved = load_embedder(partial, llm_preset=str(tmp_path / "moved"))
+    np.testing.assert_array_equal(moved.encode(TEXTS), expected)
+    with pytest.raises(InputError, match="'tiny_gemma' is not the Gemma"):
+        load_embedder(partial, llm_preset="tiny_gemma")
+
+
+def test_an_embedder_saved_again_keeps_its_result_gemma_and_presets(
+    gemma_only, small_embeddings, tmp_path
+):
+    first = gemma_only[1].save(tmp_path / "first", with_gemma=True, result=RESULT)
+    second = load_embedder(first).save(tmp_path / "second")
+    load_embedder(second).save(second)
+    third = load_embedder(second)
+    np.testing.assert_array_equal(third.encode(TEXTS), small_embeddings)
+    assert third.result == RESULT
+    before, after = (saving.read_manifest(folder) for folder in (first, second))
+    assert before.contains_gemma and after.contains_gemma
+    assert before.presets == after.presets
+    assert before.experiment == after.experiment
+
+
+def test_a_copy_works_anywhere(small, small_embeddings, tmp_path):
+    copy = shutil.copytree(small, tmp_path / "deep" / "copy")
+    np.testing.assert_array_equal(load_embedder(copy).encode(TEXTS), small_embeddings)
+
+
+def test_a_loaded_embedder_works_after_the_working_folder_changes(
+    small, small_embeddings, monkeypatch
+):
+    monkeypatch.chdir(small.parent)
+    embedder = load_embedder(small.name)
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(embedder.encode(TEXTS), small_embeddings)
+
+
+# Interrupted and refused saves
+
+
+def test_saving_again_replaces_the_folder_and_leaves_nothing_else(gemma_only, small):
+    gemma_only[2].save(small)
+    assert load_embedder(small).specs[0].cutoff == 2
+    assert [path.name for path in small.parent.iterdir()] == ["small"]
+
+
+def test_a_failing_save_leaves_the_former_embedder(gemma_only, small, monkeypatch):
+    before = (small / "embedder.json").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("embedder_helpers.models.saving._checksum", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        gemma_only[2].save(small)
+    assert (small / "embedder.json").read_bytes() == before
+    assert [path.name for path in small.parent.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(39, "Directory not empty")])
+def test_a_save_that_ends_between_its_two_renames_leaves_the_former_embedder(
+    gemma_only, small, monkeypatch, error
+):
+    before, rename = (small / "embedder.json").read_bytes(), Path.replace
+
+    def fail(path, target):
+        if path.suffix == ".part":
+            raise error
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises((KeyboardInterrupt, InputError)):
+            gemma_only[2].save(small)
+    assert (small / "embedder.json").read_bytes() == before
+    assert [path.name for path in small.parent.iterdir()] == ["small"]
+
+
+def test_an_embedder_that_a_killed_save_moved_away_is_restored(small, small_embeddings):
+    small.rename(small.with_name(".small.old"))
+    np.testing.assert_array_equal(load_embedder(small).encode(TEXTS), small_embeddings)
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(gemma_only, tmp_path):
+    (tmp_path / "precious").write_text("")
+    for taken in (tmp_path, tmp_path / "precious"):
+        with pytest.raises(InputError, match="holds something else"):
+            gemma_only[1].save(taken)
+    assert (tmp_path / "precious").exists()
+
+
+# Damaged folders
+
+
+def test_a_folder_without_an_embedder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="holds no saved embedder"):
+        load_embedder(tmp_path)
+
+
+def test_a_damaged_or_missing_file_is_named(small):
+    path = small / "joint.safetensors"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(InputError, match="joint.safetensors is missing or damaged"):
+        load_embedder(small)
+    path.unlink()
+    with pytest.raises(InputError, match="joint.safetensors is missing or damaged"):
+        load_embedder(small)
+
+
+def test_a_later_version_is_an_error(small):
+    path = small / "embedder.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(InputError, match="update it"):
+        load_embedder(small)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"experiment": {}}, {"presets": None}, {"files": []}, {"files": 7}, {"classes": [0]}],
+)
+def test_a_damaged_value_of_the_manifest_is_an_error(small, content):
+    path = small / "embedder.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | content))
+    with pytest.raises(InputError, match=str(path)):
+        load_embedder(small)
+
+
+def test_a_truncated_manifest_is_an_error(small):
+    path = small / "embedder.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(InputError, match="is damaged"):
+        load_embedder(small)
+
+
+# Formats of earlier versions
+
+
+@pytest.fixture
+def format_1(tmp_path):
+    """Gemma alone as version 0.3.0 saved it, with the fingerprint of today's built-in Gemma."""
+    folder = shutil.copytree(ROOT / "tests/support/format_1_embedder", tmp_path / "format_1")
+    manifest = json.loads((folder / "embedder.json").read_text())
+    fingerprint = find_preset("llm_preset", "tiny_gemma").fingerprint
+    manifest["presets"]["llm_preset"]["fingerprint"] = fingerprint
+    (folder / "embedder.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return folder
+
+
+def test_an_embedder_of_format_1_is_loaded_with_its_head(format_1, small_embeddings):
+    embedder = load_embedder(format_1)
+    np.testing.assert_array_equal(embedder.encode(TEXTS), small_embeddings)
+    weather = ["The rain rose on day 2 of test.", "The rain fell on day 3 of test."]
+    assert embedder.predict(weather)["label"].tolist() == [0, 1]
+
+
+def test_the_result_of_an_embedder_of_format_1_is_read(format_1):
+    result = Result.from_stored(saving.read_manifest(format_1).result)
+    assert result.num_layers == 18
+    assert len(result.scores_per_experiment) == 10
+    assert result.majority_baseline["accuracy"] == pytest.approx(7 / 13)
+    assert result.layer_selection["18"] == 1.0
+    assert result.deduplicated["texts"] == 1
+
+
+def test_an_embedder_of_format_1_is_saved_again_in_the_same_format(format_1, tmp_path):
+    again = load_embedder(format_1).save(tmp_path / "again")
+    before, after = ((folder / "embedder.json").read_text() for folder in (format_1, again))
+    versions = json.loads(before)["versions"]
+    assert json.dumps(json.loads(after) | {"versions": versions}) == json.dumps(json.loads(before))
+
+
+@pytest.mark.slow
+def test_an_embedder_of_an_earlier_version_has_its_embeddings_bit_for_bit():
+    """FOLDER is accompanied by FOLDER.npz: `texts`, and their `embeddings` on this machine."""
+    folder = os.environ.get("EMBEDDER_OLD_EMBEDDER")
+    if not folder:
+        pytest.skip("EMBEDDER_OLD_EMBEDDER names no folder saved by an earlier version")
+    expected = np.load(f"{folder}.npz")
+    embedder = load_embedder(folder)
+    np.testing.assert_array_equal(
+        embedder.encode(expected["texts"].tolist()), expected["embeddings"]
+    )
+
+
+# Embedders saved by a run
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return write_task(tmp_path_factory.mktemp("saved") / "weather")
+
+
+@pytest.fixture(scope="module")
+def run(task, tmp_path_factory):
+    """Folder and result of a hybrid that a run trained and saved."""
+    out = tmp_path_factory.mktemp("run")
+    settings = dict(fusion="add", projection_start="ridge", epochs=1, save_embedder=True)
+    (result,), _ = run_experiments([experiment(task, **settings)], out)
+    (folder,) = out.glob("embedder-*")
+    return folder, result
+
+
+SCRIPT = """
+import sys
+import numpy as np
+import embedder_helpers as eh
+embedder = eh.load_embedder(sys.argv[1])
+np.save(sys.argv[2], embedder.encode(sys.stdin.read().splitlines()))
+"""
+
+
+def encode_in_another_process(folder, texts, tmp_path):
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(tmp_path / "embeddings.npy")]
+    subprocess.run(command, input="\n".join(texts), text=True, check=True, cwd=ROOT)
+    return np.load(tmp_path / "embeddings.npy")
+
+
+@pytest.mark.slow
+def test_a_trained_embedder_has_its_embeddings_and_scores_in_another_process(run, task, tmp_path):
+    folder, result = run
+    data = load_task(str(task), samples_per_label=4)
+    train, test = data.train.texts(), data.test.texts()
+    embeddings = encode_in_another_process(folder, [*train, *test], tmp_path)
+    np.testing.assert_array_equal(load_embedder(folder).encode([*train, *test]), embeddings)
+    predictions = protocol.predict(
+        embeddings[: len(train)], data.train.labels, embeddings[len(train) :], samples_per_label=4
+    )
+    scores = protocol.Scores.from_predictions(data.test.labels, predictions)
+    assert scores.mean == pytest.approx(result.scores)
+
+
+@pytest.mark.slow
+def test_a_trained_embedders_head_has_the_metrics_of_its_result(run, task):
+    folder, result = run
+    embedder, data = load_embedder(folder), load_task(str(task))
+    predictions = embedder.head.predict(embedder.encode(data.test.texts()))
+    assert protocol.metrics(data.test.labels, predictions) == pytest.approx(result.head)
+
+
+@pytest.fixture(scope="module")
+def modes(task):
+    """An experiment without training, for each way to save its embedder."""
+    settings = dict(kind="gemma_only", llm_layers=1)
+    return {
+        mode: experiment(task, save_embedder=mode, **settings)
+        for mode in (False, True, "with_gemma")
+    }
+
+
+@pytest.fixture(scope="module")
+def gemma_run(modes, tmp_path_factory):
+    """Folder and result of a run of one result, whose embedder is wanted once."""
+    out = tmp_path_factory.mktemp("gemma_run")
+    (result,), _ = run_experiments([modes[False], modes[True]], out)
+    return out, result
+
+
+def test_a_run_saves_its_embedder_beside_its_result_and_with_it(gemma_run):
+    out, result = gemma_run
+    (folder,) = out.glob("embedder-*")
+    path = folder.with_name(folder.name.removeprefix("embedder-") + ".json")
+    assert read_result(path) == result
+    assert Result.from_stored(load_embedder(folder).result) == result
+    assert not (folder / "gemma").exists()
+
+
+def test_a_finished_experiment_is_repeated_if_its_embedder_is_wanted(modes, gemma_run, tmp_path):
+    shutil.copytree(gemma_run[0], tmp_path / "run")
+    for folder in (tmp_path / "run").glob("embedder-*"):
+        shutil.rmtree(folder)
+    assert plan_experiment(modes[False], tmp_path / "run").is_finished()
+    assert not plan_experiment(modes[True], tmp_path / "run").is_finished()
+
+
+def test_a_gemma_wanted_later_is_added_to_the_saved_embedder(modes, gemma_run, tmp_path):
+    out = shutil.copytree(gemma_run[0], tmp_path / "run")
+    run_experiments([modes["with_gemma"]], out)
+    (folder,) = out.glob("embedder-*")
+    assert saving.read_manifest(folder).contains_gemma
+    assert all(plan_experiment(one, out).is_finished() for one in modes.values())
+
+
+@pytest.mark.real
+def test_real_models_have_the_same_embeddings_bit_for_bit_in_another_process(
+    real_presets, tmp_path
+):
+    presets = dict(
+        llm_preset=str(real_presets / "gemma3_270m"),
+        slm_preset=str(real_presets / "roberta_6l_384"),
+    )
+    embedder = build_embedder(Experiment(llm_layers=4, fusion="add", **presets))
+    for variable in embedder.projection.trainable_variables:  # as if trained
+        variable.assign(variable + 0.01)
+    folder = embedder.save(tmp_path / "real", with_gemma=True)
+    embeddings = encode_in_another_process(folder, TEXTS, tmp_path)
+    np.testing.assert_array_equal(embeddings, embedder.encode(TEXTS))

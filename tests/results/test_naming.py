@@ -1,0 +1,64 @@
+import dataclasses
+
+import pytest
+from made_results import EMOTION, TRAINED, result
+
+from embedder_helpers.results.naming import display_names, embedder_name
+
+
+@pytest.mark.parametrize(
+    "kind, cutoffs, settings, name",
+    [
+        ("hybrid", (10,), {}, "hybrid [1-10]"),
+        ("hybrid", (1, 10, 18), {}, "hybrid [1, 1-10, 1-18]"),
+        ("gemma_only", (10,), {"llm_layers": "auto"}, "Gemma only [1-10, selected]"),
+        ("gemma_only", (10,), {"epochs": 0}, "Gemma only [1-10]"),
+        ("roberta_only", (), {}, "RoBERTa only"),
+        ("roberta_only", (), {"epochs": 0}, "RoBERTa only, untrained"),
+        ("roberta_only", (), {"scored_split": "validation"}, "RoBERTa only, validation"),
+    ],
+)
+def test_an_embedder_is_named_by_kind_layers_and_training(kind, cutoffs, settings, name):
+    assert embedder_name(result(kind, cutoffs, **settings)) == name
+
+
+def test_settings_that_differ_are_part_of_the_name():
+    assert display_names([result(pooling="mean"), result(pooling="max")]) == [
+        "hybrid [1-10], pooling mean",
+        "hybrid [1-10], pooling max",
+    ]
+
+
+def test_the_seed_and_settings_without_effect_are_not_part_of_the_name():
+    results = [result("gemma_only", epochs=1, seed=1), result("gemma_only", epochs=2, seed=2)]
+    assert display_names(results) == ["Gemma only [1-10]"] * 2
+
+
+def test_settings_that_differ_between_tasks_are_not_part_of_the_name():
+    results = [result(max_train_texts=100), result(task=EMOTION, max_train_texts=200)]
+    assert display_names(results) == ["hybrid [1-10]"] * 2
+
+
+@pytest.mark.parametrize(
+    "changes, distinction",
+    [
+        ({"versions": {"embedder_helpers": "0.1"}}, "version 0.1"),
+        ({"inputs": {"task": "0123456789"}}, "data 01234567"),
+        ({"inputs": {"llm_preset": "0123456789"}}, "Gemma 01234567"),
+        ({"inputs": {"slm_preset": "0123456789"}}, "RoBERTa 01234567"),
+        ({"task": {"samples_per_label": 64}}, "texts per label 64"),
+    ],
+)
+def test_a_different_origin_is_part_of_the_name(changes, distinction):
+    usual = result(history=TRAINED)
+    ((field, values),) = changes.items()
+    other = dataclasses.replace(usual, **{field: getattr(usual, field) | values})
+    usual_name, other_name = display_names([usual, other])
+    assert other_name == f"hybrid [1-10], {distinction}"
+    assert usual_name != other_name
+
+
+def test_a_version_that_was_not_recorded_is_unknown():
+    older = result()
+    newer = dataclasses.replace(older, versions={"embedder_helpers": "0.2"})
+    assert display_names([older, newer])[0] == "hybrid [1-10], version unknown"

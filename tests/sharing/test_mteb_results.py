@@ -1,0 +1,99 @@
+"""Results in MTEB's own format."""
+
+import json
+import subprocess
+
+import pytest
+from made_results import EMOTION, TRAINED, result
+
+from embedder_helpers.__main__ import main
+from embedder_helpers.config import InputError
+from embedder_helpers.results.result import write_result
+from embedder_helpers.sharing.mteb_results import model_name, write_mteb_results
+
+RESULTS = {
+    "EmotionClassification-hybrid-k4-seed33-0123abcd.json": result(
+        "hybrid", (4,), 0.75, EMOTION, TRAINED, slm_preset="some/where/roberta_base_en"
+    ),
+    "EmotionClassification-gemma_only-k4-89ab0123.json": result("gemma_only", (4,), 0.5, EMOTION),
+    "weather-gemma_only-k4-4567cdef.json": result("gemma_only", (4,), 0.5, "weather"),
+}
+
+
+def test_each_result_has_a_folder_of_its_model_and_its_hash(tmp_path):
+    files = write_mteb_results(RESULTS, tmp_path, "me")
+    assert [str(path.relative_to(tmp_path)) for path in files] == [
+        "me__tiny_gemma-k4-roberta_base_en-replace-seed33/0123abcd/EmotionClassification.json",
+        "me__tiny_gemma-k4/89ab0123/EmotionClassification.json",
+    ]
+    assert all((path.parent / "model_meta.json").is_file() for path in files)
+
+
+def test_a_trained_embedder_names_its_task_as_training_data(tmp_path):
+    trained, untrained = (
+        json.loads((path.parent / "model_meta.json").read_text())
+        for path in write_mteb_results(RESULTS, tmp_path, "me")
+    )
+    assert trained["training_datasets"] == [EMOTION] and untrained["training_datasets"] is None
+    assert trained["name"] == "me/tiny_gemma-k4-roberta_base_en-replace-seed33"
+
+
+def test_texts_of_local_files_have_the_revision_local(tmp_path):
+    local = {"a-1.json": result("gemma_only", (4,), 0.5, EMOTION, task_data="data/emotion")}
+    (path,) = write_mteb_results(local, tmp_path, "me")
+    assert json.loads(path.read_text())["dataset_revision"] == "local"
+
+
+@pytest.mark.parametrize("handle", ["hf://google/gemma-2b", "kaggle://keras/gemma/gemma-2b/3"])
+def test_a_name_holds_only_what_a_hub_allows(handle):
+    pooled = result("gemma_only", (4, 7), llm_layers=(4, 7), llm_preset=handle)
+    assert model_name(pooled) == "gemma-2b-k4.7"
+
+
+def test_scores_of_other_sample_sizes_than_mtebs_are_left_out(tmp_path):
+    other = result("gemma_only", (4,), 0.5, EMOTION)
+    other.task["samples_per_label"] = 64
+    with pytest.raises(InputError, match=f"no result .* samples per label.* {EMOTION}"):
+        write_mteb_results({"a-1.json": other}, tmp_path, "me")
+
+
+def test_an_invalid_org_is_reported(tmp_path):
+    with pytest.raises(InputError, match="--org is 'a/b'"):
+        write_mteb_results(RESULTS, tmp_path, "a/b")
+
+
+def test_results_on_other_tasks_alone_are_reported(tmp_path):
+    weather = {"weather-1.json": result("gemma_only", (4,), 0.5, "weather")}
+    with pytest.raises(InputError, match="no result is on a task of MTEB.* weather"):
+        write_mteb_results(weather, tmp_path, "me")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_the_results_of_a_folder(tmp_path, capsys):
+    for name, one in RESULTS.items():
+        write_result(one, tmp_path / name)
+    out = tmp_path / "results"
+    assert main(["mteb", str(tmp_path), "--org", "me", "--out", str(out)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(list(out.rglob("Emotion*.json"))) == 2
+
+
+READ = """
+import json, sys
+from mteb.cache import ResultCache
+results = ResultCache(sys.argv[1]).load_results(include_remote=False)
+print(json.dumps([
+    [model.model_name, model.model_revision, task.task_name, task.get_score()]
+    for model in results.model_results for task in model.task_results
+]))
+"""
+
+
+@pytest.mark.real
+def test_mteb_reads_what_was_written(tmp_path, reference_python):
+    write_mteb_results(RESULTS, tmp_path / "results", "me")
+    command = [reference_python, "-c", READ, str(tmp_path)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert sorted(json.loads(output.splitlines()[-1])) == [
+        ["me/tiny_gemma-k4", "89ab0123", EMOTION, 0.5],
+        ["me/tiny_gemma-k4-roberta_base_en-replace-seed33", "0123abcd", EMOTION, 0.75],
+    ]

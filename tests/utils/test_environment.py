@@ -1,0 +1,210 @@
+"""Environment: the platform, its devices and folders, versions and secrets."""
+
+import logging
+import re
+import sys
+import types
+from pathlib import Path
+
+import keras
+import pytest
+
+from embedder_helpers.utils import environment
+from embedder_helpers.utils.environment import states_folder  # the original; all tests replace it
+
+CLONE = Path(environment.__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def local(monkeypatch):
+    """Neither Kaggle nor Colab, whatever the machine."""
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    for module in ("google.colab", "kaggle_secrets"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+def put_kaggle_secrets(monkeypatch, secrets):
+    class UserSecretsClient:
+        def get_secret(self, label):
+            return secrets[label]
+
+    module = types.ModuleType("kaggle_secrets")
+    module.UserSecretsClient = UserSecretsClient
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", module)
+
+
+def put_colab(monkeypatch, secrets):
+    module = types.ModuleType("google.colab")
+    module.userdata = types.SimpleNamespace(get=lambda label: secrets[label])
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    if "google" not in sys.modules:
+        monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+
+
+def put_gpus(monkeypatch, *details):
+    """GPUs in place of TensorFlow's devices, by their details."""
+    tensorflow = pytest.importorskip("tensorflow")
+    config = tensorflow.config
+    for name in ("list_physical_devices", "get_visible_devices"):
+        monkeypatch.setattr(config, name, lambda kind: list(range(len(details))))
+    monkeypatch.setattr(config.experimental, "get_device_details", details.__getitem__)
+
+
+# === The platform and its folders ===
+
+
+def test_any_other_machine_is_local():
+    assert environment.platform_name() == "local"
+
+
+@pytest.mark.parametrize("run_type", ["Interactive", "Batch", ""])
+def test_kaggle_is_detected_by_its_environment_variable(monkeypatch, run_type):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", run_type)
+    assert environment.platform_name() == "kaggle"
+
+
+def test_colab_is_detected_by_its_module(monkeypatch):
+    put_colab(monkeypatch, {})
+    assert environment.platform_name() == "colab"
+
+
+@pytest.mark.parametrize(
+    ("platform", "folder"),
+    [("kaggle", "/kaggle/working/results"), ("colab", "/content/results")],
+)
+def test_results_go_to_the_platforms_output_folder(monkeypatch, platform, folder):
+    monkeypatch.setattr(environment, "platform_name", lambda: platform)
+    assert environment.results_folder().as_posix() == folder
+
+
+@pytest.mark.parametrize(
+    ("platform", "folder"), [("kaggle", "/kaggle/temp/states"), ("colab", "/content/states")]
+)
+def test_hidden_states_go_to_the_platforms_scratch_folder(monkeypatch, platform, folder):
+    monkeypatch.setattr(environment, "platform_name", lambda: platform)
+    assert states_folder().as_posix() == folder
+
+
+def test_in_a_clone_results_and_hidden_states_go_beside_the_package():
+    assert environment.results_folder() == CLONE / "results"
+    assert states_folder() == CLONE / "states"
+
+
+def test_with_an_installed_wheel_results_go_to_the_working_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path / "site-packages" / "embedder_helpers")
+    monkeypatch.chdir(tmp_path)
+    assert environment.results_folder() == tmp_path / "results"
+
+
+def test_a_session_prints_the_description_and_names_its_folder_after_the_config(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(environment, "results_folder", lambda: tmp_path)
+    assert environment.start_session(None, "my/sweep.yaml") == tmp_path / "sweep"
+    assert environment.start_session(str(tmp_path / "mine"), "sweep") == tmp_path / "mine"
+    assert environment.describe(tmp_path / "mine") in capsys.readouterr().out
+
+
+def test_the_description_has_devices_precision_folders_and_free_space(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "devices", lambda: ["Some GPU"])
+    text = environment.describe(tmp_path, tmp_path / "not" / "yet")
+    assert "local: Some GPU; trains in " in text
+    assert f"{tmp_path.resolve()} (" in text
+    assert f"{(tmp_path / 'not' / 'yet').resolve()} (" in text
+    assert len(re.findall(r"\d+ GB free", text)) == 3
+
+
+# === Devices ===
+
+
+@pytest.mark.parametrize(("device", "expected"), [("CPU, 2 cores", True), ("Tesla T4", False)])
+def test_a_cpu_is_detected_by_its_name(monkeypatch, device, expected):
+    monkeypatch.setattr(environment, "devices", lambda: [device])
+    assert environment.on_cpu() == expected
+
+
+@pytest.mark.parametrize(
+    ("details", "dtype"),
+    [
+        ([], "float32"),
+        ([{"device_name": "Tesla T4", "compute_capability": (7, 5)}], "mixed_float16"),
+        ([{"device_name": "Tesla T4", "compute_capability": (7, 5)}] * 2, "mixed_float16"),
+        ([{"device_name": "Tesla P100", "compute_capability": (6, 0)}], "float32"),
+        ([{"device_name": "GPU"}], "float32"),
+    ],
+)
+def test_training_uses_float16_only_on_tensor_cores(monkeypatch, details, dtype):
+    put_gpus(monkeypatch, *details)
+    assert environment.training_dtype() == dtype
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="other backends take all GPUs")
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, ["0", "1"]), ("", ["0", "1"]), ("2,3", ["2", "3"])]
+)
+def test_gpu_ids_are_those_of_cuda(monkeypatch, visible, expected):
+    put_gpus(monkeypatch, {}, {})
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert environment.gpu_ids() == expected
+
+
+@pytest.mark.parametrize("initialized", [False, True])
+def test_the_other_gpus_are_left_unless_they_are_initialized(monkeypatch, caplog, initialized):
+    tensorflow, visible = pytest.importorskip("tensorflow"), []
+
+    def set_visible(devices, kind):
+        if initialized:
+            raise RuntimeError("Visible devices cannot be modified after being initialized")
+        visible.extend(devices)
+
+    put_gpus(monkeypatch, {}, {})
+    monkeypatch.setattr(tensorflow.config, "set_visible_devices", set_visible)
+    with caplog.at_level(logging.WARNING, "embedder_helpers"):
+        assert environment.use_first_gpu_only() is not initialized
+    assert visible == ([] if initialized else [0])
+    assert ("restart the notebook" in caplog.text) is initialized
+
+
+# === Versions ===
+
+
+def test_the_versions_include_python_and_every_package():
+    versions = environment.package_versions()
+    assert set(versions) == {"embedder_helpers", "python", *environment.PACKAGES}
+    assert versions["python"] == sys.version.split()[0]
+
+
+def test_a_package_that_is_not_installed_is_absent(monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("no-such-package-anywhere",))
+    assert environment.package_versions()["no-such-package-anywhere"] == "absent"
+
+
+# === Secrets ===
+
+
+def test_a_secret_is_read_from_the_environment_first(monkeypatch):
+    put_kaggle_secrets(monkeypatch, {"MY_SECRET": "from kaggle"})
+    monkeypatch.setenv("MY_SECRET", "from the environment")
+    assert environment.get_secret("MY_SECRET") == "from the environment"
+
+
+@pytest.mark.parametrize("put", [put_kaggle_secrets, put_colab])
+def test_a_secret_is_read_from_the_platforms_service(monkeypatch, put):
+    monkeypatch.setenv("MY_SECRET", "")  # an empty variable is no secret
+    put(monkeypatch, {"MY_SECRET": "from the service"})
+    assert environment.get_secret("MY_SECRET") == "from the service"
+
+
+@pytest.mark.parametrize("put", [put_kaggle_secrets, put_colab])
+def test_a_secret_that_the_service_lacks_is_none(monkeypatch, put):
+    monkeypatch.delenv("MY_SECRET", raising=False)
+    put(monkeypatch, {"OTHER": "value"})
+    assert environment.get_secret("MY_SECRET") is None
+
+
+def test_without_any_service_a_missing_secret_is_none(monkeypatch):
+    monkeypatch.setenv("MY_SECRET", "")
+    assert environment.get_secret("MY_SECRET") is None
