@@ -1,4 +1,4 @@
-# Every habitual act. `make help` lists them.
+# Common tasks. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -23,7 +23,7 @@ $(BIN)/python:
 	  || { echo "Python 3.11 to 3.13 is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp is written only when the whole installation went through.
+# A stamp is written only after a complete installation.
 $(VENV)/.run: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	@touch $@
@@ -32,7 +32,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	@touch $@
 
-demo: $(DEMO)/01_train_and_score.ipynb  ## execute notebook 01 on the built-in models and print its table
+demo: $(DEMO)/01_train_and_score.ipynb  ## execute notebook 01 on the built-in models and print its tables
 	@cat $(DEMO)/table.md
 	@echo "notebook, results and figure: $(DEMO)"
 
@@ -45,12 +45,12 @@ $(DEMO)/01_train_and_score.ipynb: $(NOTEBOOK) configs/quickstart.yaml $(SOURCES)
 test: $(VENV)/.dev  ## run the fast tests, in about five minutes
 	$(PYTEST) -m "not slow and not real"
 
-test-slow: $(VENV)/.dev  ## run what trains for longer, executes notebooks, starts or kills processes
+test-slow: $(VENV)/.dev  ## run the tests that train for longer, execute notebooks, start or kill processes
 	$(PYTEST) -m "slow and not real"
 
 test-all: test test-slow  ## run every test but those on real presets
 
-lint: $(VENV)/.dev  ## check style, and that imports run one way
+lint: $(VENV)/.dev  ## check style and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -77,16 +77,17 @@ notebooks: $(VENV)/.dev  ## execute the notebooks and write them with their outp
 BACKEND ?= jax
 backend: $(VENV)/.dev  ## run the tests of models and training on another Keras backend: BACKEND=jax or torch
 	$(BIN)/python -m pip install --quiet $(BACKEND)
-	KERAS_BACKEND=$(BACKEND) $(PYTEST) tests/models tests/experiments/test_training.py
+	KERAS_BACKEND=$(BACKEND) $(PYTEST) -m "not slow and not real" tests/models \
+	  tests/experiments/test_training.py
 
 # EMBEDDER_PRESETS: a folder with gemma3_270m and roberta_6l_384; EMBEDDER_REFERENCE: one with real
 # data and the official evaluator; EMBEDDER_REFERENCE_PYTHON: requirements-reference.txt installed.
 real: $(VENV)/.dev  ## run the tests on real presets, which EMBEDDER_* variables name
 	$(BIN)/python -m pytest -m real
 
-# TORCH_ENCODE, TORCH_TRAIN: the scripts' --torch-python and --torch-model, for the peer.
-bench: $(VENV)/.run  ## measure speed and memory against their peers, in about half an hour
-	$(BIN)/python benchmarks/walk.py --llm $(MODELS)/gemma3_270m --data $(DATA) $(TORCH_ENCODE)
+# TORCH_ENCODE, TORCH_TRAIN: the scripts' --torch-python and --torch-model, to compare with PyTorch.
+bench: $(VENV)/.run  ## measure speed and memory, compared with PyTorch, in about half an hour
+	$(BIN)/python benchmarks/forward_pass.py --llm $(MODELS)/gemma3_270m --data $(DATA) $(TORCH_ENCODE)
 	$(BIN)/python benchmarks/training.py --llm $(MODELS)/gemma3_270m --slm $(MODELS)/roberta_6l_384 \
 	  --data $(DATA) $(TORCH_TRAIN)
 	$(BIN)/python benchmarks/growth.py --llm $(MODELS)/gemma3_270m --data $(DATA)

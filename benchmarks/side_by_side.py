@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: real texts, alternating runs, the machine's peak of matrix products.
+"""Shared by the benchmarks: texts of a task, alternating runs, the CPU's peak of matrix products.
 
 Every figure is a ratio of runs that alternate on one machine: median, lowest and highest.
 """
@@ -123,11 +123,11 @@ class Peer:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the peer failed: run {' '.join(self.process.args)} to see why")
+            raise SystemExit(f"PyTorch failed: run {' '.join(self.process.args)} to see why")
         return float(line)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self.process.stdin.close()
         self.process.wait()
 

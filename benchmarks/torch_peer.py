@@ -1,4 +1,4 @@
-"""The peer: Hugging Face transformers on torch, with the same weights, tokens and batches.
+"""Hugging Face transformers on PyTorch, with the same weights, tokens and batches, for comparison.
 
 usage: python torch_peer.py encode|train MODEL_FOLDER BATCHES.npz
 Runs once per line of standard input, and prints the seconds.

@@ -1,4 +1,4 @@
-"""An epoch of hybrid training on cached hidden states, compared with torch on the same batches.
+"""An epoch of hybrid training on cached hidden states, compared with PyTorch on the same batches.
 
 usage: python benchmarks/training.py --llm presets/gemma3_270m --slm presets/roberta_6l_384 \
            --data data/amazon_counterfactual [--texts 512] \
@@ -85,7 +85,7 @@ def keras_epoch(embedder, batches):
 
 
 class FixedBatches(keras.utils.PyDataset):
-    """The same batches in every epoch, as the peer has them."""
+    """The same batches in every epoch, as in the PyTorch run."""
 
     def __init__(self, batches):
         super().__init__()

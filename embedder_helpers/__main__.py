@@ -1,7 +1,8 @@
 """The command line: `python -m embedder_helpers COMMAND …`, each command beside its options.
 
 Commands print what was asked for to standard output; log lines, bars and errors go to standard
-error. Exit status: 0; 1 if some experiments were not finished; 2 for invalid input.
+error. Exit status: 0; 1 if some experiments were not finished; 2 for invalid input; 130 if it was
+interrupted.
 """
 
 import argparse
@@ -52,9 +53,9 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (summary, add_options, run) in COMMANDS.items():
         aliases = ["run"] if name == "sweep" else []
-        one = commands.add_parser(name, aliases=aliases, help=summary, description=summary)
-        add_options(one)
-        one.set_defaults(run=run)
+        subparser = commands.add_parser(name, aliases=aliases, help=summary, description=summary)
+        add_options(subparser)
+        subparser.set_defaults(run=run)
     return parser
 
 
@@ -63,11 +64,11 @@ def _parser() -> Parser:
 
 def _config_options(parser: Parser) -> None:
     parser.add_argument(
-        "configs", nargs="+", metavar="CONFIG", help="a YAML file, or a name in configs/"
+        "configs", nargs="+", metavar="CONFIG", help="path of a YAML file, or a name in configs/"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="key=value", dest="settings",
-        help="override a setting of every experiment; repeatable",
+        "--set", action="append", default=[], metavar="SETTING=VALUE", dest="settings",
+        help="set a setting in every experiment; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--baselines", action="store_true", help="add RoBERTa alone and Gemma alone to each hybrid"
@@ -76,16 +77,21 @@ def _config_options(parser: Parser) -> None:
 
 def _experiments(options: Options) -> list[Experiment]:
     overrides = dict(parse_override(setting) for setting in options.settings)
-    experiments = [one for path in options.configs for one in load_experiments(path, overrides)]
+    experiments: list[Experiment] = []
+    for path in options.configs:
+        experiments += load_experiments(path, overrides)
     return with_baselines(experiments) if options.baselines else experiments
 
 
 def _sweep_options(parser: Parser) -> None:
     _config_options(parser)
-    parser.add_argument("--out", default="results", metavar="DIR", help="for results (results)")
+    parser.add_argument(
+        "--out", default="results", metavar="DIR", help="folder for results (default: %(default)s)"
+    )
     parser.add_argument(
         "--hours", type=float, metavar="H",
-        help="start nothing that could not be finished by then (Kaggle: the session's end)",
+        help="time limit in hours; experiments that would exceed it are not started "
+        "(default: none; on Kaggle, the session's limit)",
     )  # fmt: skip
 
 
@@ -105,8 +111,12 @@ def sweep(options: Options) -> int:
 def _estimate_options(parser: Parser) -> None:
     _config_options(parser)
     parser.add_argument(
-        "--on", default="T4", metavar="GPU", help="P100, T4, L4, A100, or `here`: this CPU (T4)"
-    )
+        "--on",
+        default="T4",
+        metavar="DEVICE",
+        help="device to estimate for: P100, T4, L4, A100, or `here` for this CPU "
+        "(default: %(default)s)",
+    )  # fmt: skip
 
 
 @command("estimate memory, disk and hours of a sweep without running it", _estimate_options)
@@ -129,7 +139,7 @@ def estimate(options: Options) -> None:
 
 @command(
     "print the table of a folder's results, and draw its figures",
-    lambda parser: parser.add_argument("folder", metavar="DIR"),
+    lambda parser: parser.add_argument("folder", metavar="DIR", help="folder of results"),
 )
 def table(options: Options) -> None:
     """Print and draw the results of a folder."""
@@ -140,12 +150,15 @@ def table(options: Options) -> None:
 
 
 def _report_options(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="of results, or of folders of results")
-    parser.add_argument("--out", metavar="DIR", help="for the report (`report` in the folder)")
+    parser.add_argument("folder", metavar="DIR", help="folder of results, or of folders of results")
+    parser.add_argument(
+        "--out", metavar="OUT", help="folder for the report (default: `report` in DIR)"
+    )
 
 
 @command(
-    "write results as a report beside MTEB's leaderboard: Markdown, HTML, CSV", _report_options
+    "write a report that compares results with MTEB's leaderboard: Markdown, HTML, CSV",
+    _report_options,
 )
 def report(options: Options) -> None:
     """Write a report and print its files."""
@@ -166,9 +179,14 @@ def leaderboard(options: Options) -> None:
 
 
 def _mteb_options(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="of results")
-    parser.add_argument("--org", required=True, help="prefix of the models' names: a hub account")
-    parser.add_argument("--out", required=True, metavar="DIR", help="`results` in an mteb cache")
+    parser.add_argument("folder", metavar="DIR", help="folder of results")
+    parser.add_argument(
+        "--org", required=True, help="prefix of the models' names, such as a hub account"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR",
+        help="folder for the files, such as `results` in an mteb cache",
+    )  # fmt: skip
 
 
 @command("write results in MTEB's own format, which mteb.ResultCache reads", _mteb_options)
@@ -183,15 +201,26 @@ def mteb(options: Options) -> None:
 
 # === Saved embedders ===
 
+SAVED_EMBEDDER = "folder of a saved embedder, as `save_embedder: true` writes it"
+
 
 def _predict_options(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="written by `save_embedder: true`")
-    parser.add_argument("--llm", metavar="PRESET", help="the embedder's Gemma, if it has moved")
+    parser.add_argument("folder", metavar="FOLDER", help=SAVED_EMBEDDER)
+    parser.add_argument(
+        "--llm", metavar="PRESET", help="name, handle or folder of its Gemma, if it has moved"
+    )
     texts = parser.add_mutually_exclusive_group(required=True)
-    texts.add_argument("--text", action="append", metavar="TEXT", help="repeatable")
-    texts.add_argument("--file", metavar="FILE", help="of texts: .csv, .jsonl or .parquet")
-    parser.add_argument("--text-column", default="text", metavar="NAME", help="of --file (text)")
-    parser.add_argument("--out", metavar="CSV", help="write the table there instead of printing it")
+    texts.add_argument(
+        "--text", action="append", metavar="TEXT", help="text to classify; may be repeated"
+    )
+    texts.add_argument("--file", metavar="FILE", help="file of texts: .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "--text-column", default="text", metavar="NAME",
+        help="name of the text column of --file (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", metavar="CSV", help="file to write the table to (default: print it)"
+    )
 
 
 @command("classify texts with a saved embedder, and show what Gemma changed", _predict_options)
@@ -220,19 +249,25 @@ def predict(options: Options) -> None:
 
 
 def _publish_options(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="written by `save_embedder: true`")
+    parser.add_argument("folder", metavar="FOLDER", help=SAVED_EMBEDDER)
     parser.add_argument(
-        "--to", required=True, metavar="ADDRESS", help="hf:owner/model or kaggle:owner/model"
-    )
+        "--to", required=True, metavar="ADDRESS",
+        help="address to upload to: hf:owner/model or kaggle:owner/model",
+    )  # fmt: skip
     parser.add_argument(
-        "--results", metavar="DIR", help="of results to show beside its own (FOLDER's parent)"
-    )
+        "--results", metavar="DIR",
+        help="folder of results to show beside its own (default: the parent of FOLDER)",
+    )  # fmt: skip
     parser.add_argument(
-        "--llm", metavar="HANDLE", help="where others find its Gemma, if it was a local folder"
-    )
-    parser.add_argument("--public", action="store_true", help="for everyone (hf; else private)")
+        "--llm", metavar="HANDLE",
+        help="name or handle by which others find its Gemma, if it was a local folder",
+    )  # fmt: skip
     parser.add_argument(
-        "--dry-run", action="store_true", help="show all that would be uploaded, and upload nothing"
+        "--public", action="store_true",
+        help="make a new repository public (Hugging Face only; default: private)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be uploaded, and upload nothing"
     )
 
 
@@ -241,8 +276,8 @@ def publish(options: Options) -> None:
     """Upload a saved embedder, or show what would be uploaded."""
     from embedder_helpers.sharing.publish import prepare_upload, upload
 
-    keys = {name: getattr(options, name) for name in ("results", "llm", "public")}
-    with prepare_upload(options.folder, options.to, **keys) as prepared:
+    arguments = {name: getattr(options, name) for name in ("results", "llm", "public")}
+    with prepare_upload(options.folder, options.to, **arguments) as prepared:
         print(prepared.describe())
         if options.dry_run:
             card = (prepared.folder / "README.md").read_text(encoding="utf-8")
@@ -255,10 +290,13 @@ def publish(options: Options) -> None:
 
 
 def _states_options(parser: Parser) -> None:
-    parser.add_argument("--dir", metavar="DIR", help="the states_dir (the default one)")
     parser.add_argument(
-        "--clear", nargs="?", const="", metavar="MODEL", help="delete one model's states, or all"
+        "--dir", metavar="DIR", help="folder of the cache (default: that of `states_dir: null`)"
     )
+    parser.add_argument(
+        "--clear", nargs="?", const="", metavar="MODEL",
+        help="delete the hidden states of MODEL, or of all models without a name",
+    )  # fmt: skip
 
 
 @command("list the hidden states on disk, or delete them", _states_options)
@@ -273,7 +311,7 @@ def states(options: Options) -> None:
         print(f"{cache.clear(options.clear or None) / 1e9:.2f} GB freed in {cache.folder}")
         return
     summary = cache.summary()
-    print(summary.to_string(index=False) if len(summary) else f"no states in {cache.folder}")
+    print(summary.to_string(index=False) if len(summary) else f"no hidden states in {cache.folder}")
 
 
 if __name__ == "__main__":

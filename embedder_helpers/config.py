@@ -143,7 +143,7 @@ def optional(rule: Rule) -> Rule:
 
 
 # The names that `fusion` takes; `models.layers.register_fusion` appends to it.
-FUSIONS = ["replace", "add", "prepend"]
+FUSION_NAMES = ["replace", "add", "prepend"]
 
 KINDS = ("hybrid", "gemma_only", "roberta_only")
 WITH_GEMMA = ("hybrid", "gemma_only")
@@ -154,13 +154,13 @@ class Setting(NamedTuple):
     """What is known of one setting.
 
     Attributes:
-        rule: the values it may have.
-        about: its documentation.
-        group: its heading on the page of settings.
+        rule: allowed values.
+        about: documentation.
+        group: heading on the page of settings.
         kinds: kinds of embedder whose results it affects; empty: none.
-        when: whether it affects a result of those kinds; None: always.
-        fingerprinted: it says where an input is, whose content is part of a result's fingerprint.
-        saved: a saved embedder cannot be rebuilt without it.
+        when: function that returns whether it affects a result of those kinds; None: always.
+        fingerprinted: whether it names an input whose content is part of a result's fingerprint.
+        saved: whether a saved embedder needs it to be rebuilt.
     """
 
     rule: Rule
@@ -194,6 +194,7 @@ def _needs_training_data(experiment: "Experiment") -> bool:
 
 
 # What several settings have in common.
+TASK = "Task"  # the group of the settings that determine the task
 GEMMA = {"group": "Gemma", "kinds": WITH_GEMMA, "saved": True}
 FUSION = {"group": "Projection and fusion", "kinds": ("hybrid",), "saved": True}
 TRAINING = {"group": "Training", "kinds": WITH_ROBERTA, "when": _trains}
@@ -213,27 +214,27 @@ class Experiment:
         text(),
         "an MTEB task by its MTEB name, `sample` or `sample_emotion` (built in), or the path of a "
         "folder or file",
-        "Task",
+        TASK,
         fingerprinted=True,
     )
     task_data: str | None = key(
         None,
         optional(text()),
         "a local folder or file to read the named task from, instead of the hub",
-        "Task",
+        TASK,
         fingerprinted=True,
     )
     text_column: str = key(
-        "text", text(), "name of the text column of local data", "Task", fingerprinted=True
+        "text", text(), "name of the text column of local data", TASK, fingerprinted=True
     )
     label_column: str = key(
-        "label", text(), "name of the label column of local data", "Task", fingerprinted=True
+        "label", text(), "name of the label column of local data", TASK, fingerprinted=True
     )
     samples_per_label: int | None = key(
         None,
         optional(integer(1)),
         "texts per label that one run of the protocol samples; null: the task's own (8 if local)",
-        "Task",
+        TASK,
     )
     kind: str = key("hybrid", one_of(*KINDS), "the kind of embedder", "Embedder", saved=True)
     llm_preset: str = key(
@@ -268,7 +269,7 @@ class Experiment:
     )
     fusion: str = key(
         "replace",
-        registered(FUSIONS),
+        registered(FUSION_NAMES),
         "how projected hidden states enter RoBERTa: in place of its token embeddings, added to "
         "them token by token, or as extra tokens before them",
         **FUSION,
@@ -311,7 +312,8 @@ class Experiment:
     pooling: str = key(
         "mean",
         one_of("mean", "max", "first", "last"),
-        "how token states become one embedding; padding is ignored",
+        "how the last hidden states of the tokens are pooled into one embedding; padding is "
+        "ignored",
         "Embedder",
         saved=True,
     )
@@ -461,7 +463,7 @@ class Experiment:
 
     def task_settings(self) -> dict[str, Any]:
         """The settings that determine the task: experiments with equal ones share its data."""
-        names = [name for name, setting in settings().items() if setting.group == "Task"]
+        names = [name for name, setting in settings().items() if setting.group == TASK]
         return {name: getattr(self, name) for name in names}
 
     def projection_init(self) -> str:
@@ -497,8 +499,8 @@ def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Exp
     """Make an Experiment from a mapping.
 
     Args:
-        values: the settings to set; the others keep their defaults.
-        where: where the settings come from, for messages.
+        values: settings by their names; the others keep their defaults.
+        where: source of the settings, for messages.
 
     Raises:
         InputError: an unknown setting (names the nearest known one), or an invalid value.
@@ -509,12 +511,25 @@ def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Exp
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             guess = f"; did you mean {near[0]!r}?" if near else "."
             raise InputError(
-                f"{where}: unknown key {str(name)!r}{guess} Known keys: {', '.join(known)}"
+                f"{where}: unknown setting {str(name)!r}{guess} Known settings: {', '.join(known)}"
             )
     try:
         return Experiment(**values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def stored_experiment(values: Mapping[str, Any]) -> Experiment:
+    """The Experiment of a result file: valid when it was run, so its values are not checked.
+
+    Args:
+        values: settings by name; settings that are newer than the file get their defaults.
+    """
+    experiment = object.__new__(Experiment)
+    for one in dataclasses.fields(Experiment):
+        value = values.get(one.name, one.default)
+        object.__setattr__(experiment, one.name, tuple(value) if isinstance(value, list) else value)
+    return experiment
 
 
 def with_baselines(experiments: Sequence[Experiment]) -> list[Experiment]:
@@ -539,9 +554,9 @@ def resolve_cutoffs(llm_layers: int | tuple[int, ...] | str, num_layers: int) ->
     """Cutoffs as numbers of kept layers, 1 … `num_layers`, in ascending order.
 
     Args:
-        llm_layers: as in the Experiment; -1 keeps all layers, -2 all but the last; `auto` may be
-            any.
-        num_layers: of the model.
+        llm_layers: cutoffs as in the Experiment; -1 keeps all layers, -2 all but the last; `auto`
+            may be any.
+        num_layers: number of Gemma's layers.
 
     Raises:
         InputError: a cutoff beyond the model, or a duplicate.

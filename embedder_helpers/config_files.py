@@ -23,27 +23,27 @@ def load_experiments(
 ) -> list[Experiment]:
     """Load the experiments of a config file, which may describe one or many.
 
-    Keys at the top level hold for all experiments; `experiments` is a list of keys that differ. In
-    both places `each` gives a list of values for a key; every combination of them is an experiment.
-    A value in such a list that is a mapping sets several keys at once.
+    Settings at the top level hold for all experiments; `experiments` is a list of what differs.
+    In both places `each` gives a list of values for a setting; every combination of them is an
+    experiment. A value in such a list that is a mapping gives several settings at once.
 
     Args:
-        config: the path of a YAML file, or the name of one in `configs/`.
-        settings: to set in every experiment.
-        overrides: the same, but None keeps the file's value.
+        config: path of a YAML file, or the name of one in `configs/`.
+        settings: values that replace the file's in every experiment.
+        overrides: the same, except that None keeps the file's value.
 
     Returns:
         The experiments in the file's order, without duplicates.
 
     Raises:
-        InputError: no such file, an unknown key, an invalid value.
+        InputError: no such file, an unknown setting, an invalid value.
     """
     values = read_config(find_config(config))
     overridden = {name: value for name, value in overrides.items() if value is not None}
     overridden |= settings or {}
     sections = values.pop("experiments", [{}])
     if not isinstance(sections, list) or not all(isinstance(part, dict) for part in sections):
-        raise InputError(f"{config}: experiments must be a list of `key: value` lines")
+        raise InputError(f"{config}: experiments must be a list of `setting: value` lines")
     experiments = [
         make_experiment({**combination, **overridden}, where=str(config))
         for section in sections
@@ -74,7 +74,7 @@ def find_config(config: str | Path) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the keys and values of a YAML file.
+    """Read the settings and values of a YAML file.
 
     Raises:
         InputError: it cannot be read, or is not a YAML mapping.
@@ -87,19 +87,19 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} must hold `key: value` lines, such as `task: sample`")
+        raise InputError(f"{path} must hold `setting: value` lines, such as `task: sample`")
     return values
 
 
 def parse_override(setting: str) -> tuple[str, Any]:
-    """Parse a command line's `key=value`; the value is read as YAML.
+    """Parse a command line's `setting=value`; the value is read as YAML.
 
     Raises:
-        InputError: no key, no equals sign, or a value that is not YAML.
+        InputError: no setting, no equals sign, or a value that is not YAML.
     """
     name, equals, value = setting.partition("=")
     if not equals or not name.strip():
-        raise InputError(f"--set {setting!r}: write key=value, such as --set llm_layers=10")
+        raise InputError(f"--set {setting!r}: write setting=value, such as --set llm_layers=10")
     try:
         return name.strip(), yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):
@@ -107,11 +107,13 @@ def parse_override(setting: str) -> tuple[str, Any]:
 
 
 def _combinations(values: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
-    """Every combination of the values that `each` lists, with the other keys."""
+    """Every combination of the values that `each` lists, with the other settings."""
     fixed = {name: value for name, value in values.items() if name != "each"}
     each = values.get("each", {})
     if not isinstance(each, dict) or not all(isinstance(axis, list) for axis in each.values()):
-        raise InputError(f"{where}: each must hold `key: [value, …]` lines, such as seed: [33, 34]")
+        raise InputError(
+            f"{where}: each must hold `setting: [value, …]` lines, such as seed: [33, 34]"
+        )
     axes = [[_as_settings(name, value) for value in axis] for name, axis in each.items()]
     for selected in itertools.product(*axes):
         combination = dict(fixed)

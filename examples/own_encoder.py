@@ -1,18 +1,19 @@
-"""Put another encoder in RoBERTa's place: DistilBERT, by two lines and a tokenizer class.
+"""Put another encoder in RoBERTa's place: DistilBERT, with two lines and a tokenizer class.
 
     python -m examples.own_encoder    # from the project's folder; about 20 seconds
 
 The code relies on the layers that `models/roberta.py` calls (`token_embedding`,
 `embeddings.position_embedding`, `embeddings_layer_norm`, `embeddings_dropout` and
 `transformer_layers`), which keras-hub's DistilBERT has too, and on the tokenizer's start and end
-tokens. Two things differ: its class has to be admitted (`FAMILIES`), and its tokenizer writes `##`
-before a token inside a word, which would be counted as two bytes of the text when tokens are
+tokens. Two things differ: its class has to be registered (`FAMILIES`), and its tokenizer prefixes a
+token inside a word with `##`, which would be counted as two bytes of the text when tokens are
 aligned with Gemma's.
 
-Does not show: pretrained weights, or training. `FAMILIES` is extended in this process only, so
+Not shown: pretrained weights, training. `FAMILIES` is extended in this process only, so
 another process (a further GPU's, or one that loads a saved embedder) has to import this file first.
-To stay, a family also needs an entry in `kaggle_handle` of `models/presets.py`, for presets named
-without a handle, and in `models/shapes.py`, which counts weights for `estimate` and `parameters`.
+To be added permanently, a family also needs an entry in `kaggle_handle` of `models/presets.py`, for
+presets named without a handle, and in `models/shapes.py`, which counts weights for `estimate` and
+`parameters`.
 """
 
 from pathlib import Path
@@ -33,10 +34,10 @@ ARCHITECTURES.add("DistilBertBackbone")
 
 @keras.saving.register_keras_serializable(package="examples")
 class UnmarkedDistilBertTokenizer(keras_hub.models.DistilBertTokenizer):
-    """DistilBERT's tokenizer, whose tokens are spelled without the mark of a word's inside."""
+    """DistilBERT's tokenizer, whose tokens are spelled without the prefix `##`."""
 
     def id_to_token(self, id):
-        """The token's letters as they stand in the text."""
+        """The token as it is spelled in the text."""
         return super().id_to_token(id).removeprefix("##")
 
 
@@ -60,7 +61,7 @@ def write_preset(folder: Path) -> Path:
 
 
 def check_forward_pass(folder: Path) -> None:
-    """Compare with keras-hub's own model; trust no new family before this holds."""
+    """Compare with keras-hub's own model, as should be done for every new family."""
     bert, tokenizer = load_roberta(find_preset("slm_preset", str(folder)))
     assert isinstance(tokenizer, UnmarkedDistilBertTokenizer)
     ids, mask = np.array([[2, 5, 6, 3, 0]]), np.array([[1, 1, 1, 1, 0]])

@@ -5,9 +5,9 @@
 A fusion is a function of projected hidden states and token embeddings, both `(texts, positions,
 width)` and aligned token by token. Since the closed-form initialization of the projection is the
 best linear estimate of a token's own embedding, their average starts near RoBERTa alone, without a
-gate. The name is part of a result's name, so results of other fusions are not mistaken for it.
+gate. The name is part of a result's name, so results of different fusions are not confused.
 
-Does not show: that averaging is a good idea. The fusion is registered in this process only, so
+Not shown: that averaging is a good idea. The fusion is registered in this process only, so
 another process (a further GPU's, or one that loads a saved embedder) has to import this file first.
 """
 
@@ -20,7 +20,7 @@ OUT = Path("build/examples/own_fusion")
 
 
 def average(projected, own, tokens):
-    """The mean of both, at every token."""
+    """The mean of hidden state and token embedding, at every token."""
     return (own + projected) / 2
 
 

@@ -5,10 +5,9 @@
 A preset is a folder with `config.json`, `model.weights.h5`, `tokenizer.json` and `assets/`, which
 keras-hub's `save_to_preset` writes. Here it is a random Gemma 3 of three layers with the tokenizer
 of the built-in Gemma. A preset is identified by its content, so its hidden states and results are
-found again wherever the folder is moved, and another preset at the same path is not mistaken for
-it.
+found again after the folder is moved, and another preset at the same path is not confused with it.
 
-Does not show: converting weights, or a useful model. Random weights score near chance.
+Not shown: converting weights, or a useful model. Random weights score near chance.
 """
 
 from pathlib import Path

@@ -8,9 +8,9 @@ is a validation split, and the size of the test sample. All of these are in the 
 mteb package (`metadata.dataset`, `samples_per_label`, `dataset_transform`). The data must have the
 columns `text` and `label`.
 
-Does not show: the download. So that it runs without a network, `task_data` reads the task from
-local files instead; without that setting the entry alone is enough. The entry holds for this
-process: a sweep over several GPUs starts further processes, which do not have it.
+Not shown: the download. So that the example runs without a network, `task_data` reads the task from
+local files instead; without that setting the entry alone is enough. The entry exists in this
+process only: a sweep over several GPUs starts further processes, which do not have it.
 """
 
 from pathlib import Path

@@ -2,11 +2,10 @@
 
     python -m examples.own_task    # from the project's folder; about 15 seconds
 
-Writes a folder of 12 sentences, checks it as a task, and scores Gemma alone on it. Nothing is
-trained, so this is the quickest look at new data.
+Writes a folder of 12 sentences, loads it as a task, which checks it, and scores Gemma alone on it.
+Nothing is trained, so this is the quickest look at new data.
 
-Does not show: a meaningful score. Four test texts and a tiny model show that it works, not how
-well.
+Not shown: a meaningful score. Four test texts and a tiny model show that it works, not how well.
 """
 
 import csv

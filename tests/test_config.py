@@ -195,7 +195,7 @@ def test_a_replaced_setting_is_validated_again():
     [("llm_layer", "llm_layers"), ("epoch", "epochs"), ("poolin", "pooling"), ("Seed", "seed")],
 )
 def test_the_error_for_an_unknown_key_suggests_the_nearest_one(wrong, right):
-    with pytest.raises(InputError, match=f"unknown key '{wrong}'; did you mean '{right}'"):
+    with pytest.raises(InputError, match=f"unknown setting '{wrong}'; did you mean '{right}'"):
         make_experiment({wrong: 1})
 
 
@@ -203,7 +203,7 @@ def test_the_error_for_an_unknown_key_suggests_the_nearest_one(wrong, right):
 def test_the_error_for_an_unknown_key_lists_all_keys(wrong):
     with pytest.raises(InputError) as error:
         make_experiment({wrong: 1}, where="my.yaml")
-    assert str(error.value).startswith(f"my.yaml: unknown key '{wrong}'")
+    assert str(error.value).startswith(f"my.yaml: unknown setting '{wrong}'")
     assert ", ".join(KEYS) in str(error.value)
 
 

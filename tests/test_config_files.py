@@ -135,7 +135,7 @@ def test_an_override_replaces_the_files_value_and_none_keeps_it(write):
 def test_overrides_hold_for_every_experiment(write):
     path = write("seed: 1\nexperiments: [{kind: roberta_only}, {each: {seed: [2, 3]}}]")
     experiments = load_experiments(path, seed=9, epochs=None, states_dir="elsewhere")
-    settings = [(one.kind, one.seed, one.epochs, one.states_dir) for one in experiments]
+    settings = [(made.kind, made.seed, made.epochs, made.states_dir) for made in experiments]
     epochs = Experiment().epochs
     assert settings == [
         ("roberta_only", 9, epochs, "elsewhere"),
@@ -165,7 +165,7 @@ def test_an_override_on_the_command_line_is_parsed_as_yaml(setting, expected):
 
 @pytest.mark.parametrize("setting", ["llm_layers", "", "=10", "llm_layers 10"])
 def test_an_override_without_key_or_equals_sign_is_an_error(setting):
-    with pytest.raises(InputError, match="write key=value") as error:
+    with pytest.raises(InputError, match="write setting=value") as error:
         parse_override(setting)
     assert repr(setting) in str(error.value)
 
@@ -202,7 +202,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "- sample\n", "sample\n"])
 def test_a_file_without_keys_is_an_error(write, content):
-    with pytest.raises(InputError, match="`key: value` lines"):
+    with pytest.raises(InputError, match="`setting: value` lines"):
         read_config(write(content))
 
 
@@ -212,14 +212,14 @@ def test_a_file_without_keys_is_an_error(write, content):
         ("experiments: {kind: hybrid}", "experiments must be a list"),
         ("experiments: [hybrid]", "experiments must be a list"),
         ("experiments: ", "experiments must be a list"),
-        ("each: [1, 2]", "`key: [value, …]`"),
-        ("each: ", "`key: [value, …]`"),
-        ("each: {seed: 33}", "`key: [value, …]`"),
-        ("experiments: [{each: {seed: 33}}]", "`key: [value, …]`"),
-        ("each: {sead: [33]}", "unknown key 'sead'; did you mean 'seed'"),
-        ("each: {task: [{taks: sample}]}", "unknown key 'taks'; did you mean 'task'"),
+        ("each: [1, 2]", "`setting: [value, …]`"),
+        ("each: ", "`setting: [value, …]`"),
+        ("each: {seed: 33}", "`setting: [value, …]`"),
+        ("experiments: [{each: {seed: 33}}]", "`setting: [value, …]`"),
+        ("each: {sead: [33]}", "unknown setting 'sead'; did you mean 'seed'"),
+        ("each: {task: [{taks: sample}]}", "unknown setting 'taks'; did you mean 'task'"),
         ("experiments: [{each: {seed: [33, x]}}]", "seed is 'x'"),
-        ("experiments: [{experiments: [{seed: 1}]}]", "unknown key 'experiments'"),
+        ("experiments: [{experiments: [{seed: 1}]}]", "unknown setting 'experiments'"),
         ("each: {seed: []}", "holds no experiment"),
         ("experiments: []", "holds no experiment"),
     ],

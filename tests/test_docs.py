@@ -268,7 +268,7 @@ def test_an_embedder_is_saved_and_used(tmp_path, monkeypatch):
 def run_example(tmp_path):
     """Run an example in a temporary folder; what it registers is removed again."""
     tasks, architectures = dict(MTEB_TASKS), set(FAMILIES["slm_preset"][1])
-    names, fusions = list(config.FUSIONS), dict(layers.FUSIONS)
+    names, fusions = list(config.FUSION_NAMES), dict(layers.FUSION_FUNCTIONS)
 
     def run(name):
         (only,) = importlib.import_module(f"examples.{name}").main(tmp_path)
@@ -278,9 +278,9 @@ def run_example(tmp_path):
     MTEB_TASKS.clear()
     MTEB_TASKS.update(tasks)
     FAMILIES["slm_preset"][1].intersection_update(architectures)
-    config.FUSIONS[:] = names
-    layers.FUSIONS.clear()
-    layers.FUSIONS.update(fusions)
+    config.FUSION_NAMES[:] = names
+    layers.FUSION_FUNCTIONS.clear()
+    layers.FUSION_FUNCTIONS.update(fusions)
 
 
 def test_every_example_is_explained():

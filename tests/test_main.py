@@ -25,14 +25,14 @@ def error_of(capsys, *arguments):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("llm_layers", "--set 'llm_layers': write key=value"),
-        ("=1", "write key=value"),
+        ("llm_layers", "--set 'llm_layers': write setting=value"),
+        ("=1", "write setting=value"),
         ("llm_layers=[1", "the value is not YAML"),
         ("llm_layers=0", "llm_layers is 0, but must be"),
         ("llm_layers=ten", "llm_layers is 'ten', but must be"),
         ("pooling=cls", "pooling is 'cls', but must be one of mean, max, first, last"),
         ("learning_rate=-1", "learning_rate is -1"),
-        ("llm_layer=1", "unknown key 'llm_layer'; did you mean 'llm_layers'"),
+        ("llm_layer=1", "unknown setting 'llm_layer'; did you mean 'llm_layers'"),
     ],
 )
 def test_a_bad_setting_is_reported(capsys, tmp_path, setting, words):
@@ -48,9 +48,9 @@ def test_a_missing_config_is_reported_with_the_nearest_name(capsys, tmp_path):
     ("content", "words"),
     [
         ("task: [", "is not YAML"),
-        ("- sample\n", "must hold `key: value` lines"),
+        ("- sample\n", "must hold `setting: value` lines"),
         ("kind: both\n", "kind is 'both'"),
-        ("colour: red\n", "unknown key 'colour'"),
+        ("color: red\n", "unknown setting 'color'"),
     ],
 )
 def test_a_bad_config_is_reported_with_its_path(capsys, tmp_path, content, words):
@@ -94,7 +94,7 @@ def test_an_output_folder_that_cannot_be_written_is_reported(capsys, tmp_path):
         ("max_tokens=513", "max_tokens is 513, but tiny_roberta has 512 positions"),
     ],
 )
-def test_what_the_presets_cannot_do_is_reported_before_anything_is_computed(
+def test_a_setting_that_does_not_fit_the_presets_is_an_error_before_any_computation(
     capsys, tmp_path, setting, words
 ):
     assert words in error_of(capsys, "sweep", "quickstart", "--set", setting, "--out", tmp_path)
@@ -102,15 +102,15 @@ def test_what_the_presets_cannot_do_is_reported_before_anything_is_computed(
 
 
 @pytest.mark.parametrize("folder", [".", "nowhere"])
-def test_a_table_of_no_results_is_reported_with_the_way_to_some(capsys, tmp_path, folder):
+def test_a_table_of_an_empty_folder_says_how_to_create_results(capsys, tmp_path, folder):
     error = error_of(capsys, "table", tmp_path / folder)
-    assert "holds no results: run an experiment with --out" in error
+    assert "contains no results: run an experiment with --out" in error
 
 
 @pytest.mark.parametrize(
     "arguments", [[], ["sweep"], ["fly"], ["sweep", "quickstart", "--sets", "a"]]
 )
-def test_a_command_that_is_not_one_ends_with_its_usage(capsys, arguments):
+def test_an_invalid_command_ends_with_the_usage(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -147,7 +147,7 @@ def test_the_result_holds_what_was_run_and_the_scores(results):
         [1],
         18,
     )
-    single = [one["accuracy"] for one in found["experiments"]]
+    single = [run["accuracy"] for run in found["experiments"]]
     assert len(single) == 10
     assert found["scores"]["accuracy"] == pytest.approx(sum(single) / 10)
     assert found["head"] is None and found["history"] == []
@@ -159,7 +159,7 @@ def test_the_table_names_the_embedder_and_its_cutoff_in_both_spellings(results):
     assert cells[1:5] == ["Gemma only [1]", "1", "-18", "sample"]
 
 
-def test_a_second_run_reads_the_result_and_does_not_write_it_again(results, capsys):
+def test_a_second_run_reads_the_result_and_does_not_rewrite_it(results, capsys):
     (result,) = results.glob("*.json")
     before = result.stat().st_mtime_ns, result.read_bytes()
     assert main([*RUN, str(results)]) == 0
@@ -172,7 +172,7 @@ def test_run_is_another_name_of_sweep(results, capsys):
     assert f"1 experiments, 1 of them finished in {results}" in capsys.readouterr().err
 
 
-def test_a_result_that_is_not_whole_is_computed_again(results, tmp_path, capsys):
+def test_an_incomplete_result_file_is_recomputed(results, tmp_path, capsys):
     (result,) = results.glob("*.json")
     (tmp_path / result.name).write_text(result.read_text()[:100])
     assert main([*RUN, str(tmp_path)]) == 0
@@ -226,13 +226,13 @@ def test_a_failed_experiment_is_reported_at_the_end(partly_failed, capsys):
     _, folder = partly_failed
     assert main(["sweep", str(folder / "several.yaml"), "--out", str(folder)]) == 1
     (line,) = [
-        one for one in capsys.readouterr().err.splitlines() if one.startswith("not finished")
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("not finished")
     ]
     assert line.startswith("not finished: sample-roberta_only-untrained-")
     assert "slm_preset" in line and "cannot be loaded by keras-hub" in line
 
 
-def test_what_there_was_no_time_for_is_reported(capsys, tmp_path, monkeypatch):
+def test_experiments_skipped_for_lack_of_time_are_reported(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("embedder_helpers.experiments.session.fits_deadline", lambda *_: False)
     config = write_config(tmp_path, "gemma")
     error = error_of(capsys, "sweep", config, "--out", tmp_path / "out", "--hours", "0.1")
@@ -265,22 +265,23 @@ def requested(monkeypatch):
     return found
 
 
-def test_baselines_stand_beside_each_hybrid(requested, tmp_path):
-    one = ["--set", "llm_layers=2", "--out", str(tmp_path)]
-    assert main(["sweep", "quickstart", "--baselines", *one]) == 0
-    assert [one.kind for one in requested] == ["roberta_only", "gemma_only", "hybrid"]
+def test_the_baselines_option_adds_both_baselines_of_each_hybrid(requested, tmp_path):
+    options = ["--set", "llm_layers=2", "--out", str(tmp_path)]
+    assert main(["sweep", "quickstart", "--baselines", *options]) == 0
+    assert [experiment.kind for experiment in requested] == ["roberta_only", "gemma_only", "hybrid"]
 
 
 def test_a_setting_holds_for_every_experiment_of_every_config(requested, tmp_path):
     setting = ["--set", "max_train_texts=null", "--set", "seed=7", "--out", str(tmp_path)]
     assert main(["sweep", "quickstart", "quickstart_sweep", *setting]) == 0
     assert len(requested) > 2
-    assert {(one.max_train_texts, one.seed) for one in requested} == {(None, 7)}
+    values = {(experiment.max_train_texts, experiment.seed) for experiment in requested}
+    assert values == {(None, 7)}
 
 
 @pytest.fixture
 def states(tmp_path):
-    """A folder with states of two models, each of one text at one depth."""
+    """A folder with hidden states of two models, each of one text at one cutoff."""
     cache = HiddenStateCache(tmp_path / "states")
     for name in BUILTIN_PRESETS:
         role = "llm_preset" if name == "tiny_gemma" else "slm_preset"
@@ -295,7 +296,7 @@ def models_in(folder):
     return sorted(path.parent.name.split("-")[0] for path in folder.glob("*/*.states"))
 
 
-def test_states_are_listed_by_model_and_depth(capsys, states):
+def test_cached_hidden_states_are_listed_by_model_and_cutoff(capsys, states):
     assert main(["states", "--dir", str(states)]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["model", "cutoff", "norm", "texts", "gigabytes"]
@@ -303,29 +304,29 @@ def test_states_are_listed_by_model_and_depth(capsys, states):
     assert found == [("tiny_gemma", "3", "rms", "1"), ("tiny_roberta", "3", "rms", "1")]
 
 
-def test_no_states_are_reported_with_their_folder(capsys, tmp_path):
+def test_an_empty_cache_is_reported_with_its_folder(capsys, tmp_path):
     assert main(["states", "--dir", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"no states in {tmp_path}\n"
+    assert capsys.readouterr().out == f"no hidden states in {tmp_path}\n"
 
 
-def test_the_states_of_one_model_are_deleted_by_its_name_in_the_listing(capsys, states):
+def test_the_hidden_states_of_one_model_are_deleted_by_its_name_in_the_listing(capsys, states):
     (model,) = [path.name for path in states.iterdir() if path.name.startswith("tiny_gemma-")]
     assert main(["states", "--dir", str(states), "--clear", model]) == 0
     assert models_in(states) == ["tiny_roberta"]
     assert "GB freed in" in capsys.readouterr().out
 
 
-def test_the_states_of_all_models_are_deleted(states):
+def test_the_hidden_states_of_all_models_are_deleted(states):
     assert main(["states", "--dir", str(states), "--clear"]) == 0
     assert models_in(states) == []
 
 
-def test_a_model_without_states_is_reported(capsys, states):
+def test_a_model_without_hidden_states_is_reported(capsys, states):
     error = error_of(capsys, "states", "--dir", states, "--clear", "gemma_2b")
-    assert "holds no states of 'gemma_2b'" in error
+    assert "contains no hidden states of 'gemma_2b'" in error
     assert len(models_in(states)) == 2
 
 
-def test_the_default_folder_of_states_is_the_one_that_sweeps_fill(results, states_folder, capsys):
+def test_sweeps_and_the_states_command_share_the_default_folder(results, states_folder, capsys):
     assert main(["states"]) == 0
     assert "tiny_gemma-" in capsys.readouterr().out

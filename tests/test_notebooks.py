@@ -30,7 +30,7 @@ def outputs(path):
 
 def printed_by(path):
     """What its cells wrote to standard output and standard error."""
-    return "".join(one.text for one in outputs(path) if one.output_type == "stream")
+    return "".join(output.text for output in outputs(path) if output.output_type == "stream")
 
 
 def execute(tmp_path, notebook=NOTEBOOKS[0], **parameters):
@@ -60,7 +60,7 @@ def test_train_and_score_runs_on_the_built_in_default(tmp_path):
     assert "| hybrid [1-4]     | 4      | -15          |" in printed
     assert "not how good it is" in printed
     assert "WARNING:tensorflow" not in printed
-    images = [one for one in outputs(executed) if "image/png" in one.get("data", {})]
+    images = [output for output in outputs(executed) if "image/png" in output.get("data", {})]
     assert len(images) == 1
     results = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
     kinds = sorted(result["experiment"]["kind"] for result in results)
@@ -89,10 +89,10 @@ experiments:
 def test_the_layer_sweep_writes_its_table_and_curves(tmp_path):
     executed = execute_small(tmp_path, NOTEBOOKS[1], SWEEP)
     printed = printed_by(executed)
-    assert "3 cutoffs (1 … 3)" in printed and "GB of states" in printed
+    assert "3 cutoffs (1 … 3)" in printed and "GB of hidden states" in printed
     assert "| Gemma only [1-3]        | -16          |" in printed
-    images = [one for one in outputs(executed) if "image/png" in one.get("data", {})]
-    assert len(images) == 1
+    images = [output for output in outputs(executed) if "image/png" in output.get("data", {})]
+    assert len(images) == 2
     assert {path.name for path in (tmp_path / "out").glob("*.[pc]*")} == {
         "layers.png",
         "results.csv",

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def requirements(name):
     lines = (ROOT / name).read_text().splitlines()
     found = map(Requirement, (line for line in lines if line and line[0] not in "#-"))
-    return {one.name: one.specifier for one in found}
+    return {requirement.name: requirement.specifier for requirement in found}
 
 
 KAGGLE = {
@@ -32,7 +32,7 @@ def test_kaggles_version_satisfies_our_bound(name):
     assert OURS[name].contains(KAGGLE[name])
 
 
-def test_every_bound_is_a_lower_one_alone():
+def test_requirements_have_only_lower_bounds():
     for name, bounds in OURS.items():
         assert [bound.operator for bound in bounds] == [">="], name
 
@@ -43,6 +43,6 @@ def test_on_kaggles_versions_an_installation_changes_nothing():
         pytest.skip("these are not Kaggle's versions: see requirements-kaggle.txt")
     options = ["--dry-run", "--quiet", "--report", "-", "--requirement", "requirements.txt"]
     command = [sys.executable, "-m", "pip", "install", *options]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    changed = json.loads(told)["install"]
-    assert [one["metadata"]["name"] for one in changed] == []
+    report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    changed = json.loads(report)["install"]
+    assert [package["metadata"]["name"] for package in changed] == []

@@ -24,10 +24,10 @@ def write_kernels(user: str, folder: Path) -> list[Path]:
 
     Args:
         user: name of the Kaggle account, as in the address of its page.
-        folder: where the kernels' folders go.
+        folder: parent folder of the kernels' folders.
 
     Raises:
-        ValueError: not a valid Kaggle user name.
+        ValueError: an invalid Kaggle user name.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", user):
         raise ValueError(f"USER is {user!r}, but must be as in https://www.kaggle.com/USER")

@@ -11,6 +11,7 @@ and commit, so that no embedder gains a rank because a file was removed.
 import argparse
 import datetime
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from embedder_helpers.results.leaderboard import (
     load_leaderboard,
     load_original_study,
 )
-from embedder_helpers.utils.files import atomic_write
+from embedder_helpers.utils.files import atomic_write, writable_folder
 
 SELF_REPORTED = "external"  # the repository's name for the revision of scores from model cards
 Row = dict[str, Any]
@@ -47,10 +48,13 @@ def refresh(clone: Path | None = None, out: Path = LEADERBOARD_FILE) -> Path:
         The file.
 
     Raises:
-        InputError: the clone holds no results of the tasks.
+        InputError: the file cannot be written; the clone contains no results of the tasks.
         ValueError: a file of the repository is damaged.
         subprocess.CalledProcessError: git failed; it says why on standard error.
     """
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: give the name of a CSV file")
+    writable_folder(out.parent, "--out")
     if clone is None:
         import mteb
 
@@ -77,16 +81,20 @@ def read_repository(clone: Path, present: Mapping[tuple[str, str], Row]) -> list
         cache.remote_repo_path.symlink_to(clone.resolve())
         results = cache.load_results(tasks=tasks, require_model_meta=False)
     for model in results:
-        model.task_results = [one for one in model if english_scores(one.scores.get("test", []))]
+        model.task_results = [task for task in model if english_scores(task.scores.get("test", []))]
     rows = [
         _row(model, task, present.get((task.task_name, model.model_name), {}))
         for model in results.join_revisions()
         for task in model
     ]
     if not rows:
-        raise InputError(f"{clone} holds no results of {' or '.join(tasks)}: choose another clone")
+        raise InputError(
+            f"{clone} contains no results of {' or '.join(tasks)}: choose another clone"
+        )
     commit = ["git", "-C", clone, "rev-parse", "--short=12", "HEAD"]
-    done = subprocess.run(commit, check=True, stdout=subprocess.PIPE, text=True)
+    # In a git hook, GIT_DIR and the like name the repository of the hook.
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    done = subprocess.run(commit, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     now = {"commit": done.stdout.strip(), "read": f"{datetime.date.today():%Y-%m}"}
     return [row | now for row in rows]
 
@@ -95,11 +103,11 @@ def english_scores(subsets: Sequence[Mapping[str, Any]]) -> tuple[float, float] 
     """Accuracy and macro F1 of the English subset, or of a task's only one; None if missing."""
     by_name = {subset["hf_subset"]: subset for subset in subsets}
     scores = by_name.get("en") or by_name.get("default") or {}
-    accuracy = scores.get("accuracy", scores.get("main_score"))
-    if accuracy is None:
+    accuracy, f1 = scores.get("accuracy", scores.get("main_score")), scores.get("f1")
+    if accuracy is None or not 0 <= accuracy <= 100:
         return None
     scale = 100 if accuracy > 1 else 1  # model cards report percentages
-    return round(accuracy / scale, 6), round(scores.get("f1", math.nan) / scale, 6)
+    return round(accuracy / scale, 6), round(math.nan if f1 is None else f1 / scale, 6)
 
 
 def trained_on_task(task: str, datasets: Collection[str] | None, present: str | None) -> str:

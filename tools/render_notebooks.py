@@ -4,7 +4,7 @@
 
 Parameters are set in the notebook's first code cell, so that the page shows the values it was
 executed with. Progress bars, log lines and other standard error are removed, paths inside the
-project are written relative to it, and cells tagged `texts` lose their output: a data set's licence
+project are written relative to it, and cells tagged `texts` lose their output: a data set's license
 may not allow publishing its texts.
 """
 
@@ -36,7 +36,7 @@ def render(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
 
     Args:
         notebook: the .ipynb file, which is left as it is.
-        out: where the executed one is written.
+        out: path of the executed notebook.
         parameters: values by the names of lines `NAME = value` in the first code cell.
 
     Raises:

@@ -27,7 +27,7 @@ class LocalSplit(NamedTuple):
     """The validated rows of one split.
 
     Attributes:
-        name: of its file, for messages.
+        name: name of its file, for messages.
         texts: non-empty strings.
         labels: `(n,)` integers or strings.
     """
@@ -80,8 +80,9 @@ def stratified_sample(
     Args:
         labels: `(n,)`.
         count: number of rows; all if there are fewer.
-        seed: of the sample.
-        leave_one: leave at least one row of each label out, so that the rest has every label.
+        seed: seed of the sample.
+        leave_one: whether to leave out at least one row of each label, so that the rest has every
+            label.
 
     Returns:
         `(count,)` row numbers in ascending order. A smaller sample is part of a larger one.
@@ -119,10 +120,10 @@ def validate_texts(
     """Check that every text is a non-empty string.
 
     Args:
-        texts: to check.
-        where: where they come from, for the message.
-        numbers: of their rows, from 0; None: in order.
-        allow_empty: accept empty texts.
+        texts: texts to check.
+        where: source of the texts, for the message.
+        numbers: row numbers of the texts, from 0; None: in order.
+        allow_empty: whether to accept empty texts.
 
     Raises:
         InputError: counts and names the rows, from 1, of each kind of invalid text.
@@ -143,8 +144,8 @@ def validate_labels(labels: list[Any], where: str) -> np.ndarray:
     """Check that labels are all whole numbers or all strings.
 
     Args:
-        labels: to check.
-        where: where they come from, for the message.
+        labels: labels to check.
+        where: source of the labels, for the message.
 
     Returns:
         Labels `(n,)`.
@@ -276,9 +277,10 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         lines = [line for line in csv.reader(file, strict=True) if line]
     header, *rows = lines or [[]]
     if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
+        verb = "does" if len(ragged) == 1 else "do"
         raise InputError(
-            f"{path.name}: {_format_rows(ragged)} with another number of fields than the header's "
-            f"{len(header)}: put quotes around texts that contain a comma"
+            f"{path.name}: {_format_rows(ragged)} {verb} not have as many fields as the header "
+            f"({len(header)}): put quotes around texts that contain a comma"
         )
     return [dict(zip(header, row, strict=True)) for row in rows]
 

@@ -37,10 +37,11 @@ class TaskSource(NamedTuple):
     """A task's data set, as MTEB 2 defines the task.
 
     Attributes:
-        path: of the data set on the Hugging Face hub.
-        revision: of the data set.
-        subset: the English one; None if there are no subsets.
-        samples_per_label: training texts of each label that one run of the protocol samples.
+        path: name of the data set on the Hugging Face hub.
+        revision: revision of the data set.
+        subset: name of the English subset; None if there are no subsets.
+        samples_per_label: number of training texts of each label that one run of the protocol
+            samples.
         has_validation: whether there is a validation split.
         test_rows: size of the stratified sample that MTEB takes of the test split; None: all rows.
     """
@@ -124,7 +125,7 @@ class Split:
     """The rows of one split, in their original order.
 
     Attributes:
-        name: for messages.
+        name: name for messages.
         rows: a `datasets.Dataset` with the columns `text` and `label`.
     """
 
@@ -143,7 +144,7 @@ class Split:
         """The texts of some rows (default: all).
 
         Raises:
-            InputError: a text that is no string.
+            InputError: a text that is not a string.
         """
         selected = self.rows if rows is None else self.rows.select(rows)
         texts = selected["text"][:]
@@ -157,14 +158,15 @@ class Task:
     """A classification task.
 
     Attributes:
-        name: MTEB's, or that of the folder or file.
-        train: MTEB's complete train split, of which the protocol samples.
+        name: MTEB's name, or that of the folder or file.
+        train: MTEB's complete train split, from which the protocol samples.
         training_rows: rows of `train` that training may use (all, or all but the held-out ones).
         validation: texts to validate training on; held out of `train` where the task has none.
         test: the test split.
-        samples_per_label: training texts of each label that one run of the protocol samples.
-        notes: what a reader of the scores should know, one sentence each.
-        fingerprint: determined by the data.
+        samples_per_label: number of training texts of each label that one run of the protocol
+            samples.
+        notes: notes for readers of the scores, one sentence each.
+        fingerprint: hash or revision of the data.
     """
 
     name: str
@@ -222,11 +224,11 @@ def load_task(
     Args:
         task: an MTEB task by its name, `sample`, `sample_emotion`, or the path of local data; or
             an Experiment, whose settings are used for all arguments.
-        data: a local folder or file with the named task's data.
-        text_column: the text column of local data.
-        label_column: the label column of local data.
-        samples_per_label: training texts of each label that one run of the protocol samples; None:
-            the task's own number.
+        data: local folder or file with the named task's data.
+        text_column: name of the text column of local data.
+        label_column: name of the label column of local data.
+        samples_per_label: number of training texts of each label that one run of the protocol
+            samples; None: the task's own number.
 
     Raises:
         InputError: an unknown task, no network, or invalid data; names file and rows.

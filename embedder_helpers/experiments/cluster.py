@@ -1,4 +1,4 @@
-"""Several GPUs, a process for each: which part of a sweep's work is whose.
+"""Several GPUs, a process for each: how a sweep's work is divided.
 
 Every process computes the hidden states of its shard of the texts, then claims experiments that no
 other process has claimed. A claim is a file lock, which the operating system frees when a process
@@ -155,7 +155,11 @@ class _WorkerProcess:
 
     def _listen(self) -> None:
         for line in self.process.stdout:
-            logger.info("%s: %s", self.name, line.rstrip())
+            level, _, text = line.rstrip().partition(" ")
+            if level.isdigit():
+                logger.log(int(level), "%s: %s", self.name, text)
+            else:  # printed by a library, or a further line of a message
+                logger.info("%s: %s", self.name, line.rstrip())
 
     def wait(self, until: float) -> None:
         """Wait until it ends or the time is up; log it if it ended early by itself."""

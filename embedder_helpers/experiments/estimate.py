@@ -80,7 +80,7 @@ def forward_operations(
     """Operations of tokens through layers: two per weight, and attention over `context` tokens."""
     heads = shape.get("num_query_heads") or shape["num_heads"]
     attention = 4 * context * heads * shape.get("head_dim", shape["hidden_dim"] // heads)
-    return tokens * num_layers * (2.0 * count_weights(shape).block + attention)
+    return tokens * num_layers * (2.0 * count_weights(shape).layer + attention)
 
 
 def estimate_cost(experiments: Sequence[Experiment], device: Device) -> pd.DataFrame:
@@ -160,7 +160,7 @@ class _ForwardPass:
         return _Part(
             name,
             FLOAT32_UTILIZATION * device.float32,
-            memory=4.0 * (weights.embedding + layers_in_memory * weights.block),
+            memory=4.0 * (weights.embedding + layers_in_memory * weights.layer),
             disk=min(self.limit, value_bytes * self.shape["hidden_dim"] * tokens),
             operations=PADDING * forward_operations(self.shape, tokens, deepest, context),
         )
@@ -176,7 +176,7 @@ def _add_roberta(
     """Add an experiment's training, and its forward passes of RoBERTa."""
     positions = 2 if experiment.kind == "hybrid" and experiment.fusion == "prepend" else 1
     num_layers, width = shape["num_layers"], shape["hidden_dim"]
-    weights = count_weights(shape).embedding + num_layers * count_weights(shape).block
+    weights = count_weights(shape).embedding + num_layers * count_weights(shape).layer
 
     def forward(*subsets: Subset) -> float:
         tokens = [

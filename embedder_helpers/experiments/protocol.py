@@ -65,7 +65,7 @@ class Scores:
         return self.mean["f1"]
 
 
-def evaluate(encoder: Any, task: Task | Experiment | str, *, split: str = "test") -> Scores:
+def evaluate(encoder: Any, task: Task | Experiment | str, *, split: str | None = None) -> Scores:
     """Score any encoder of texts by the protocol.
 
     Of the train split only the texts that the protocol samples are encoded, and each distinct text
@@ -75,7 +75,8 @@ def evaluate(encoder: Any, task: Task | Experiment | str, *, split: str = "test"
         encoder: an object whose `encode(texts)` returns embeddings `(texts, width)` of a list of
             strings, such as a sentence-transformers model or an embedder.
         task: a `Task`, or what `load_task` takes: a name, a path or an Experiment.
-        split: the split to score, `test` or `validation`.
+        split: the split to score, `test` or `validation`; None: the Experiment's `scored_split`,
+            or test.
 
     Returns:
         The scores: `accuracy` and `f1` (macro) are means of the ten runs in `experiments`.
@@ -84,6 +85,7 @@ def evaluate(encoder: Any, task: Task | Experiment | str, *, split: str = "test"
         InputError: a task or split that cannot be used; no `encode`, or one that does not return
             a finite embedding for each text.
     """
+    split = split or (task.scored_split if isinstance(task, Experiment) else "test")
     task = task if isinstance(task, Task) else load_task(task)
     evaluated = eval_split(task, split)
     sampled, scored = protocol_rows(task, split)
@@ -256,8 +258,8 @@ def majority_baseline(
     train_labels: Sequence[Any], test_labels: Sequence[Any]
 ) -> dict[str, float | None]:
     """The metrics of always predicting the train split's most common label."""
-    commonest = Counter(_as_python(train_labels)).most_common(1)[0][0]
-    return metrics(_as_python(test_labels), [commonest] * len(test_labels))
+    most_frequent = Counter(_as_python(train_labels)).most_common(1)[0][0]
+    return metrics(_as_python(test_labels), [most_frequent] * len(test_labels))
 
 
 def _encode(encoder: Any, texts: Sequence[str]) -> np.ndarray:

@@ -243,10 +243,10 @@ def _train_model(
 def _embed(
     embedder: "Embedder", texts: list[str], cache: "HiddenStateCache", truncated: dict[str, bool]
 ) -> np.ndarray:
-    """Embeddings `(texts, width)`, a chunk at a time; a repeated text is computed once.
+    """Embeddings `(texts, width)`, a chunk at a time; each distinct text is embedded once.
 
-    A chunk's hidden states come from the cache if all are there; else they are computed and not
-    kept.
+    A chunk's hidden states come from the cache if it holds all of them; else they are computed and
+    not stored.
     """
     from embedder_helpers.models import embedder as embedder_module
 
@@ -291,7 +291,7 @@ def _score(
     head_predictions = head.predict(evaluated) if head else None
 
     def metrics_of(mask: np.ndarray) -> tuple[protocol.Scores, dict[str, Any] | None]:
-        scores = protocol.Scores.from_predictions(labels[mask], [one[mask] for one in predictions])
+        scores = protocol.Scores.from_predictions(labels[mask], [run[mask] for run in predictions])
         return scores, protocol.metrics(labels[mask], head_predictions[mask]) if head else None
 
     scores, head_scores = metrics_of(np.full(len(labels), True))

@@ -1,9 +1,9 @@
 """Which experiments of a sweep read which hidden states, and how many of them fit the disk.
 
 All experiments on one Gemma share one forward pass through its layers if their hidden states fit
-the disk. If not, they run in batches, from the shallowest cutoff to the deepest: a batch's hidden
+the disk. If not, they run in batches, from the smallest cutoff to the largest: a batch's hidden
 states replace those of the batch before, and the forward pass resumes from the raw states at the
-deepest cutoff reached, which are kept.
+largest cutoff reached, which are kept.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -67,7 +67,7 @@ class ExperimentBatch:
 
 
 def schedule(plans: Iterable[Plan], todo: Collection[Path]) -> list[ExperimentBatch]:
-    """RoBERTa alone first, then the plans of each Gemma, from the shallowest cutoff.
+    """RoBERTa alone first, then the plans of each Gemma, from the smallest cutoff.
 
     Batches are formed with the finished plans, which are left out only then, so that a sweep that
     continues after it was killed has the batches that it had before.
@@ -127,13 +127,15 @@ def _gemma_batches(
     for i, (plan, wanted) in enumerate(reads):
         if size(wanted) > capacity:
             # Only what is trained on must be kept; other texts' hidden states are used once.
-            subsets = [one for one in (Subset.TRAIN, Subset.VALIDATION) if one in plan.rows]
+            subsets = [s for s in (Subset.TRAIN, Subset.VALIDATION) if s in plan.rows]
             reads[i] = plan, dict.fromkeys(wanted, text_mask(plan, *subsets)) if subsets else {}
 
     groups = _split(reads, size, capacity - raw_size if resumes else capacity)
     for number, group in enumerate(groups, 1):
-        wanted = _merge(one for plan, one in group if plan.path in todo)
-        later = _merge(one for rest in groups[number:] for plan, one in rest if plan.path in todo)
+        wanted = _merge(reads for plan, reads in group if plan.path in todo)
+        later = _merge(
+            reads for rest in groups[number:] for plan, reads in rest if plan.path in todo
+        )
         if resumes and wanted and later:
             end = HiddenStateSpec(max(spec.cutoff for spec in wanted), "none")
             wanted[end] = wanted.get(end, False) | np.any(list(later.values()), axis=0)
@@ -147,7 +149,7 @@ def _split(
     """Consecutive groups of plans with what they read; each fits the room, or is a single plan."""
     groups: list[list[tuple[Plan, Wanted]]] = []
     for plan, wanted in reads:
-        together = _merge([*(one for _, one in groups[-1]), wanted]) if groups else {}
+        together = _merge([*(earlier for _, earlier in groups[-1]), wanted]) if groups else {}
         if not groups or size(together) > room:
             groups.append([])
         groups[-1].append((plan, wanted))
@@ -155,7 +157,7 @@ def _split(
 
 
 def _specs(plan: Plan) -> tuple[HiddenStateSpec, ...]:
-    """The hidden states that a plan reads, from the shallowest cutoff."""
+    """The hidden states that a plan reads, from the smallest cutoff."""
     return hidden_state_specs(plan.experiment, plan.presets["llm_preset"].num_layers)
 
 
@@ -189,7 +191,7 @@ def _tokenize_all(
 
 
 def _merge(parts: Iterable[Mapping[HiddenStateSpec, np.ndarray]]) -> Wanted:
-    """The hidden states that any of the parts wants, from the shallowest cutoff."""
+    """The hidden states that any of the parts wants, from the smallest cutoff."""
     merged: Wanted = {}
     for part in parts:
         for spec, mask in part.items():

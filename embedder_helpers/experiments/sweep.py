@@ -84,7 +84,7 @@ def run_experiments(
         "%d experiments, %d of them finished in %s", len(plans), len(plans) - len(todo), folder
     )
     for note in dict.fromkeys(
-        f"{one.task.name}: {note}" for one in todo for note in one.task.notes
+        f"{plan.task.name}: {note}" for plan in todo for note in plan.task.notes
     ):
         logger.info("  note: %s", note)
     outcomes: dict[str, Outcome] = {}
@@ -102,9 +102,9 @@ def _collect(plans: Sequence[Plan], outcomes: dict[str, Outcome]) -> SweepResult
     failed = {name: outcome for name, outcome in outcomes.items() if name in unfinished}
     if skipped := sum(outcome.status is Status.SKIPPED for outcome in failed.values()):
         logger.info(
-            "stopped in time, %d experiments to go: run this again, and finished results are kept. "
-            "On Kaggle, save a version, then add its output to the next session (Add Input, Your "
-            "Work).",
+            "stopped before the deadline, with %d experiments left: run this again to continue, "
+            "finished results are kept. On Kaggle, save a version, then add its output to the next "
+            "session (Add Input, Your Work).",
             skipped,
         )
     if failed and not results:

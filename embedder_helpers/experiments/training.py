@@ -37,7 +37,7 @@ class TwoRateAdamW(keras.optimizers.AdamW):
     def build(self, variables):
         """Record which variables belong to new layers; a backend's own variables have no path."""
         super().build(variables)
-        self._is_new = [one.path.split("/")[0].startswith(NEW_LAYERS) for one in variables]
+        self._is_new = [v.path.split("/")[0].startswith(NEW_LAYERS) for v in variables]
 
     def update_step(self, gradient, variable, learning_rate):
         """Keras's step, at the variable's own rate."""
@@ -185,7 +185,7 @@ def _early_stopping(experiment: Experiment) -> list[keras.callbacks.Callback]:
 
 
 def _class_weights(labels: np.ndarray) -> dict[int, float]:
-    """Weights by which all classes weigh the same, and a text 1 on average."""
+    """Class weights inversely proportional to frequency, with a mean of 1 over the texts."""
     counts = np.bincount(labels)
     return {label: len(labels) / len(counts) / count for label, count in enumerate(counts) if count}
 

@@ -4,7 +4,6 @@ Reads from standard input what to do, logs to standard output, and ends when its
 that is when the process that started it ends.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -15,18 +14,18 @@ from pathlib import Path
 from embedder_helpers.config import make_experiment
 from embedder_helpers.experiments.cluster import Worker
 from embedder_helpers.experiments.sweep import run_worker
+from embedder_helpers.utils import progress
 
 
 def main() -> None:
     """Run this process's part of a sweep."""
     message = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.basicConfig(stream=sys.stdout, format="%(levelno)d %(message)s")
     logging.getLogger("embedder_helpers").setLevel(logging.INFO)
     number, count, claims = message["worker"]
     experiments = [make_experiment(values, where="sweep") for values in message["experiments"]]
-    # Bars are written nowhere, but not switched off: their pace decides what fits the deadline.
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    with progress.show_bars(False):
         run_worker(
             experiments,
             Path(message["folder"]),

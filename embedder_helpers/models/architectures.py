@@ -37,8 +37,8 @@ def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = N
     """Build an Experiment's embedder with pretrained weights, before any training.
 
     Args:
-        experiment: what to build.
-        presets: what `find_presets` returned, if it was called already.
+        experiment: settings of the embedder.
+        presets: result of `find_presets`, if it was called already.
 
     Raises:
         InputError: a preset cannot be used.
@@ -60,9 +60,10 @@ def load_embedder(
     """Load a saved embedder; on the same machine its embeddings are the same bit for bit.
 
     Args:
-        folder: written by `Embedder.save`, or by an experiment with `save_embedder`.
-        llm_preset: where its Gemma is, if neither in the folder nor where it was when saved.
-        stream_blocks: keep one Gemma layer at a time in memory.
+        folder: folder written by `Embedder.save`, or by an experiment with `save_embedder`.
+        llm_preset: name, handle or folder of its Gemma, if neither in the folder nor where it was
+            when saved.
+        stream_blocks: keep only one Gemma layer at a time in memory.
 
     Raises:
         InputError: not a saved embedder, or a damaged one; its Gemma cannot be found, or is a
@@ -91,8 +92,8 @@ class GemmaOnly(Embedder):
     """Text → Gemma's hidden states → pooling. Nothing is trained.
 
     Args:
-        experiment: cutoffs, poolings and length.
-        llm_preset: Gemma.
+        experiment: settings: cutoffs, poolings and length.
+        llm_preset: preset of Gemma.
     """
 
     def __init__(self, experiment: Experiment, llm_preset: Preset):
@@ -131,8 +132,8 @@ class RobertaOnly(Embedder):
     """Text → RoBERTa's token embeddings → RoBERTa → pooling.
 
     Args:
-        experiment: pooling and length.
-        slm_preset: RoBERTa.
+        experiment: settings: pooling and length.
+        slm_preset: preset of RoBERTa.
         loaded: backbone and tokenizer, to share those of another embedder; None: load them.
     """
 
@@ -168,9 +169,9 @@ class Hybrid(RobertaOnly):
     """Text → Gemma's hidden states → projection → fusion with token embeddings → RoBERTa → pooling.
 
     Args:
-        experiment: cutoffs, poolings, fusion, projection and length.
-        slm_preset: RoBERTa.
-        llm_preset: Gemma.
+        experiment: settings: cutoffs, poolings, fusion, projection and length.
+        slm_preset: preset of RoBERTa.
+        llm_preset: preset of Gemma.
     """
 
     def __init__(self, experiment: Experiment, slm_preset: Preset, llm_preset: Preset):
@@ -254,8 +255,8 @@ class Hybrid(RobertaOnly):
 
         Args:
             texts: training texts.
-            tokens: their token ids.
-            states: their hidden states.
+            tokens: token ids of the texts.
+            states: hidden states of the texts.
 
         Returns:
             The map, with the variance that it explains.
@@ -287,7 +288,7 @@ def _states_input(specs: Sequence[HiddenStateSpec], width: int) -> keras.KerasTe
 
 
 def _pool_layers(states: keras.KerasTensor, layer_pooling: str) -> keras.KerasTensor:
-    """States without the axis of cutoffs, if they have one."""
+    """Hidden states without the axis of cutoffs, if they have one."""
     if len(states.shape) == 3:
         return states
     return LayerPooling(layer_pooling, name="layer_pooling")(states)

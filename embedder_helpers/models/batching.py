@@ -30,7 +30,7 @@ class ModelInputs(Protocol):
         """Pad texts to the model's inputs, by name.
 
         Args:
-            rows: texts of the batch.
+            rows: rows of the batch's texts.
             length: padded number of positions, at least that of the longest text.
             texts: padded number of texts, at least as many as `rows`.
 
@@ -85,7 +85,7 @@ class MultiLayerStates:
     """Hidden states of the same texts at several cutoffs.
 
     Attributes:
-        layers: the hidden states at each cutoff.
+        layers: hidden states at each cutoff.
     """
 
     layers: tuple[RaggedArray, ...]
@@ -123,8 +123,8 @@ class FusedInputs:
 
     Attributes:
         states: Gemma's hidden states.
-        alignment: for each position, the index of its hidden state in the text, or EMPTY.
-        tokens: for each position, RoBERTa's token id, or EMPTY.
+        alignment: index of each position's hidden state in the text, or EMPTY.
+        tokens: RoBERTa's token id at each position, or EMPTY.
     """
 
     states: RaggedArray | MultiLayerStates
@@ -176,7 +176,7 @@ def fuse_inputs(
     Args:
         fusion: `prepend`, all hidden states first; any other, a hidden state at each token.
         states: Gemma's hidden states.
-        alignment: for each RoBERTa token, the index of its Gemma token (`align_tokens`).
+        alignment: index of each RoBERTa token's Gemma token (`align_tokens`).
         tokens: RoBERTa's token ids.
     """
     if fusion != "prepend":

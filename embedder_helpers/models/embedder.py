@@ -72,17 +72,17 @@ class Embedder:
     """What the three architectures share.
 
     Attributes:
-        experiment: it was built from.
-        presets: its pretrained models, by their setting.
+        experiment: settings from which it was built.
+        presets: pretrained models, by the setting that names them.
         head: classifier left by training; None if there is none.
         result: fields of the result file it was loaded with; None if there is none.
-        gemma: frozen Gemma; None for RoBERTa alone.
-        roberta: fine-tuned backbone; None for Gemma alone.
-        specs: the hidden states it reads; empty for RoBERTa alone.
+        gemma: the frozen Gemma; None for RoBERTa alone.
+        roberta: the fine-tuned backbone; None for Gemma alone.
+        specs: hidden states it reads; empty for RoBERTa alone.
         model: Keras model `{"inputs", "mask", …} -> (texts, width)` after hidden states or ids.
-        width: of the embeddings.
-        max_tokens: longer texts are truncated.
-        longest: positions of the model's longest input.
+        width: size of an embedding.
+        max_tokens: number of tokens at which texts are truncated.
+        longest: number of positions of the model's longest input.
     """
 
     experiment: Experiment
@@ -216,8 +216,8 @@ class Embedder:
         and embedding table.
 
         Args:
-            folder: to save in.
-            with_gemma: include the truncated Gemma, whose licence then applies; one that the
+            folder: target folder.
+            with_gemma: include the truncated Gemma, whose license then applies; one that the
                 embedder was loaded with is included in any case.
             result: fields of the result file to save beside it; None: those it was loaded with.
 
@@ -268,7 +268,7 @@ class Embedder:
         """Set the joint layers' weights and the head.
 
         Args:
-            arrays: as `saving.read_arrays` returns them.
+            arrays: result of `saving.read_arrays`.
             classes: labels of the head; None without a head.
         """
         for variable in self._joint_variables():
@@ -308,7 +308,7 @@ class Embedder:
         return (Path(self.gemma.preset.handle).parent / saving.MANIFEST_FILE).is_file()
 
     def _save_gemma(self, folder: Path) -> None:
-        """Save Gemma up to the deepest cutoff, in float32."""
+        """Save Gemma up to the largest cutoff, in float32."""
         import keras_hub
 
         backbone = from_preset(

@@ -23,7 +23,7 @@ from embedder_helpers.models.batching import (
     inference_batches,
     stack_layers,
 )
-from embedder_helpers.models.block_weights import block_reader, check_streamable
+from embedder_helpers.models.layer_weights import check_streamable, layer_reader
 from embedder_helpers.models.presets import Preset, from_preset
 from embedder_helpers.models.tokenization import tokenize
 from embedder_helpers.utils import environment, progress
@@ -58,8 +58,8 @@ def hidden_state_specs(experiment: Experiment, num_layers: int) -> tuple[HiddenS
     """The hidden states that an Experiment reads, in order of their cutoffs.
 
     Args:
-        experiment: with its cutoffs and its norm; `last` norms after the last layer only.
-        num_layers: of the complete Gemma.
+        experiment: settings: cutoffs and norm; `last` norms after the last layer only.
+        num_layers: number of the complete Gemma's layers.
 
     Raises:
         InputError: a cutoff beyond `num_layers`.
@@ -76,15 +76,17 @@ class Gemma:
     """A frozen Gemma: loads its tokenizer at once, its weights with the first forward pass.
 
     Args:
-        preset: of the model.
-        stream_blocks: keep one layer at a time in memory, read from the preset's file.
+        preset: preset of the model.
+        stream_blocks: keep only one layer at a time in memory, read from the preset's file.
 
     Raises:
         InputError: the preset cannot be loaded, or its layers cannot be read one by one.
 
     Attributes:
-        block_passes: texts that passed through a layer, summed over all layers so far.
+        layer_passes: number of texts that passed through a layer, summed over layers so far.
     """
+
+    _loaded = 0  # layers whose weights are in memory
 
     def __init__(self, preset: Preset, stream_blocks: bool = False):
         import keras_hub
@@ -94,7 +96,7 @@ class Gemma:
         if stream_blocks:
             check_streamable(preset)
         self.tokenizer = from_preset(keras_hub.models.Tokenizer, "llm_preset", preset)
-        self.block_passes = 0
+        self.layer_passes = 0
         self.unload()
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> tuple[RaggedArray, np.ndarray]:
@@ -128,8 +130,8 @@ class Gemma:
         Args:
             ids: token ids.
             specs: hidden states to compute.
-            resume_from: a cutoff, and the raw hidden states of `ids` after so many layers, to
-                continue from; None: start from the token ids.
+            resume_from: cutoff to continue from, and the raw hidden states of `ids` at it; None:
+                start from the token ids.
             batch_size: maximum number of texts per batch.
 
         Yields:
@@ -156,14 +158,15 @@ class Gemma:
                         for (rows, _, _), padded, mask in zip(chunk, states, masks, strict=True):
                             yield spec, rows, self._finish(padded, mask, spec)
                 texts = sum(len(rows) for rows, _, _ in chunk)
-                self.block_passes += texts * (last - first)
+                self.layer_passes += texts * (last - first)
                 bar.update(texts)
 
     def unload(self) -> None:
         """Free the weights; the next forward pass loads them again."""
-        self._loaded = 0
+        was_loaded, self._loaded = self._loaded > 0, 0
         self._functions = self._weights = self._embedding = self._learned_norm = None
-        gc.collect()  # Keras models hold reference cycles
+        if was_loaded:
+            gc.collect()  # Keras models hold reference cycles
 
     def _load(self, num_layers: int) -> None:
         """Load embedding table, final norm and the layers' functions and weights.
@@ -188,7 +191,7 @@ class Gemma:
         self._learned_norm = _standalone(backbone.layer_norm, self.preset.width)
         self._learned_norm.set_weights(backbone.layer_norm.get_weights())
         if self.stream_blocks:
-            self._chunk_size, self._weights = STREAMED_BATCHES, block_reader(self.preset, layers[0])
+            self._chunk_size, self._weights = STREAMED_BATCHES, layer_reader(self.preset, layers[0])
         else:
             self._chunk_size, self._weights = 1, [_tensors(layer) for layer in layers].__getitem__
         kinds = [_layer_function(layer) for layer in layers]

@@ -36,7 +36,7 @@ class HiddenStateCache:
     """A folder of hidden states with a size limit.
 
     Args:
-        folder: created if it does not exist.
+        folder: folder of the cache; created if it does not exist.
         gigabytes: maximum size; None: limited by the disk, of which 2 GB are left free.
 
     Raises:
@@ -93,10 +93,10 @@ class HiddenStateCache:
         with the missing texts, in the same batches.
 
         Args:
-            gemma: the model.
+            gemma: model.
             ids: token ids of texts.
-            wanted: for each spec, `(texts,)` which texts' hidden states are wanted.
-            shard: the part of the texts that this process computes first, from 0.
+            wanted: mask `(texts,)` of the texts whose hidden states are wanted, for each spec.
+            shard: number of the shard of texts that this process computes first, from 0.
             num_shards: number of processes that compute the same hidden states.
 
         Raises:
@@ -209,8 +209,8 @@ class HiddenStateCache:
         paths = [path for path in self._paths() if model in (None, path.parent.name)]
         if model and not paths:
             raise InputError(
-                f"{self.folder} holds no states of {model!r}: `python -m embedder_helpers states` "
-                "lists the names"
+                f"{self.folder} contains no hidden states of {model!r}: "
+                "`python -m embedder_helpers states` lists the names"
             )
         return sum(delete_files(path) for path in paths)
 

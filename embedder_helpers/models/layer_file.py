@@ -31,9 +31,9 @@ class LayerFile:
     """The hidden states of one model for one spec.
 
     Attributes:
-        path: of the hidden states, `(tokens, width)`; the index is next to it.
-        width: of a hidden state.
-        dtype: of its values.
+        path: file of the hidden states, `(tokens, width)`; the index is next to it.
+        width: size of a hidden state.
+        dtype: type of its values.
     """
 
     path: Path
@@ -61,9 +61,9 @@ class LayerFile:
         """Add texts: first their hidden states `(tokens, width)`, then all their records at once.
 
         Args:
-            keys: of the texts, 16 bytes each.
-            lengths: `(texts,)` tokens of each text.
-            states: `(tokens, width)`, one text after another.
+            keys: keys of the texts, 16 bytes each.
+            lengths: `(texts,)` number of tokens of each text.
+            states: hidden states `(tokens, width)`, one text after another.
         """
         count, end = self._end()
         starts = end + np.cumsum(lengths) - lengths

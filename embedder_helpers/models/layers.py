@@ -2,7 +2,7 @@
 
 In the order in which they are applied: `Standardize` and `LayerPooling` prepare the hidden states
 for the projection, `Gate` and `fuse_embeddings` turn projected hidden states into RoBERTa's input
-embeddings, and `pool` makes one embedding of the token states.
+embeddings, and `pool` pools the last hidden states of the tokens into one embedding.
 
 Of the fusions, `replace` uses projected hidden states in place of token embeddings, as the original
 study did. `add` adds to each token's embedding the projected hidden state of the Gemma token in
@@ -18,11 +18,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from embedder_helpers import config
+from embedder_helpers.config import FUSION_NAMES, InputError
 from embedder_helpers.models.batching import EMPTY, MultiLayerStates, RaggedArray
 
 CHUNK = 64  # texts whose hidden states are read at a time
-GATE_RATE = 30  # factor on a gate's steps: from 0 it has that much farther to go than other weights
+GATE_RATE = 30  # factor on a gate's weight, so that few training steps can move it far from 0
 
 
 class Standardize(keras.layers.Layer):
@@ -64,7 +64,7 @@ class LayerPooling(keras.layers.Layer):
     Peters et al. 2018, section 3.2, without its scale).
 
     Args:
-        layer_pooling: `mean`, `max` or `learned`.
+        layer_pooling: `mean`, `max` or `learned`, as in the Experiment.
     """
 
     def __init__(self, layer_pooling: str, **kwargs):
@@ -114,19 +114,26 @@ def prepend(projected: Any, own: Any, tokens: Any) -> Any:
 
 
 # How fusions other than `replace` combine projected hidden states with token embeddings.
-FUSIONS: dict[str, Callable[[Any, Any, Any], Any]] = {"add": add, "prepend": prepend}
+FUSION_FUNCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {"add": add, "prepend": prepend}
+
+BUILTIN_FUSIONS = tuple(FUSION_NAMES)
 
 
 def register_fusion(name: str, function: Callable[[Any, Any, Any], Any]) -> None:
     """Add a fusion to this process; hidden states are aligned with tokens, as for `add`.
 
     Args:
-        name: for the setting `fusion`.
-        function: of the arguments of `fuse_embeddings` without `fusion`.
+        name: value of the setting `fusion`.
+        function: it takes the arguments of `fuse_embeddings` except `fusion`.
+
+    Raises:
+        InputError: the name of a built-in fusion, whose results would get mixed up with others.
     """
-    FUSIONS[name] = function
-    if name not in config.FUSIONS:
-        config.FUSIONS.append(name)
+    if name in BUILTIN_FUSIONS:
+        raise InputError(f"fusion {name!r} is built in: register another name")
+    FUSION_FUNCTIONS[name] = function
+    if name not in FUSION_NAMES:
+        FUSION_NAMES.append(name)
 
 
 def fuse_embeddings(fusion: str, projected: Any, own: Any, tokens: Any) -> Any:
@@ -138,14 +145,14 @@ def fuse_embeddings(fusion: str, projected: Any, own: Any, tokens: Any) -> Any:
         own: RoBERTa's token embeddings, of the same shape.
         tokens: `(texts, positions)` token ids; EMPTY where only a hidden state is used.
     """
-    return FUSIONS[fusion](projected, own, tokens)
+    return FUSION_FUNCTIONS[fusion](projected, own, tokens)
 
 
 def pool(states: Any, mask: Any, pooling: str) -> Any:
-    """Pool token states into one embedding per text; padding is ignored.
+    """Pool the last hidden states of the tokens into one embedding per text; padding is ignored.
 
     Args:
-        states: `(texts, tokens, width)`.
+        states: hidden states `(texts, tokens, width)`.
         mask: `(texts, tokens)`, 1 for tokens and 0 for padding, which must be on the right.
         pooling: `mean`, `max`, `first` or `last` over the tokens.
 
@@ -159,6 +166,6 @@ def pool(states: Any, mask: Any, pooling: str) -> Any:
         return ops.sum(states * real, 1) / ops.maximum(ops.sum(real, 1), 1)
     if pooling == "max":
         return ops.max(ops.where(real > 0, states, ops.full_like(states, -1e9)), 1)
-    # last: the token whose right neighbour is padding, or the end of the batch
+    # last: the token whose right neighbor is padding, or the end of the batch
     following = ops.pad(real[:, 1:], [(0, 0), (0, 1), (0, 0)])
     return ops.sum(states * real * (1 - following), 1)

@@ -42,10 +42,10 @@ class Preset:
     """A preset that exists.
 
     Attributes:
-        name: as the Experiment spells it.
-        handle: what keras-hub's `from_preset` takes.
-        fingerprint: of the content of a folder, or the version of a handle.
-        num_layers: transformer layers.
+        name: name in the Experiment.
+        handle: argument of keras-hub's `from_preset`.
+        fingerprint: hash of a folder's content, or the version of a handle.
+        num_layers: number of transformer layers.
         width: size of a hidden state.
         positions: maximum number of tokens; None if unlimited.
     """
@@ -78,7 +78,9 @@ def _check_positions(experiment: Experiment, positions: int) -> None:
     prepends = experiment.kind == "hybrid" and experiment.fusion == "prepend"
     limit = positions // 2 if prepends else positions
     if experiment.max_tokens > limit:
-        half = ", half of them for Gemma's states before the text's tokens" if prepends else ""
+        half = (
+            ", half of them for Gemma's hidden states before the text's tokens" if prepends else ""
+        )
         raise InputError(
             f"max_tokens is {experiment.max_tokens}, but {experiment.slm_preset} has "
             f"{positions} positions{half}: use at most {limit}"
@@ -90,7 +92,7 @@ def find_preset(role: str, name: str) -> Preset:
 
     Args:
         role: `llm_preset` or `slm_preset`.
-        name: a built-in or Keras preset's name, a `kaggle://` or `hf://` handle, or a folder.
+        name: name of a built-in or Keras preset, a `kaggle://` or `hf://` handle, or a folder.
 
     Raises:
         InputError: it does not exist, cannot be reached or read, or is of another family.

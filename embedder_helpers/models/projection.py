@@ -26,10 +26,10 @@ def build_projection(
     """Build layers that map `(texts, tokens, llm_width)` to `(texts, tokens, slm_width)`.
 
     Args:
-        experiment: its `projection` is `linear`, one dense layer, or `mlp`, which adds a branch
-            with a hidden layer of RoBERTa's width and GELU; the branch starts at zero, so that an
-            MLP starts as a linear projection. One that is initialized in closed form and added to
-            RoBERTa's own embeddings is followed by a gate that starts closed.
+        experiment: settings; `projection` is `linear`, one dense layer, or `mlp`, which adds a
+            branch with a hidden layer of RoBERTa's width and GELU; the branch starts at zero, so
+            that an MLP starts as a linear projection. One that is initialized in closed form and
+            added to RoBERTa's own embeddings is followed by a gate that starts closed.
         llm_width: width of Gemma's hidden states.
         slm_width: width of RoBERTa's embeddings.
         dtype: dtype or dtype policy of the layers.
@@ -61,7 +61,7 @@ class RidgeMap(NamedTuple):
     Attributes:
         kernel: `(llm_width, slm_width)`.
         bias: `(slm_width,)`.
-        penalty: selected one, as a multiple of the hidden states' mean variance.
+        penalty: selected penalty, as a multiple of the hidden states' mean variance.
         explained: fraction of the embeddings' variance that it explains on held-out tokens.
     """
 
@@ -161,10 +161,11 @@ def aligned_pairs(
 
     Args:
         states: Gemma's hidden states.
-        alignment: for each RoBERTa token, the index of its Gemma token (`align_tokens`).
+        alignment: index of each RoBERTa token's Gemma token (`align_tokens`).
         tokens: RoBERTa's token ids.
         embedding_table: RoBERTa's token embeddings `(vocabulary, slm_width)`.
-        transform: maps hidden states `(tokens, …)` to the projection's input `(tokens, llm_width)`.
+        transform: function from hidden states `(tokens, …)` to the projection's input
+            `(tokens, llm_width)`.
 
     Yields:
         Chunks of transformed hidden states `(tokens, llm_width)` and embeddings

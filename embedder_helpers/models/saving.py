@@ -41,15 +41,15 @@ class Manifest:
     """What `embedder.json` holds.
 
     Attributes:
-        format: of the folder.
-        experiment: the settings without which the embedder cannot be rebuilt.
+        format: version of the folder's format.
+        experiment: settings without which the embedder cannot be rebuilt.
         presets: name, fingerprint and width of each pretrained model, by its setting.
         classes: labels of the head, in its order; None without a head.
-        width: of the embeddings.
-        versions: of Python and the packages that saved it.
+        width: size of an embedding.
+        versions: versions of Python and the packages that saved it.
         result: fields of the result file of its run; None if there was none.
         files: SHA-256 of every other file, by its path in the folder.
-        revision: of the content, eight hexadecimal digits.
+        revision: hash of the content, eight hexadecimal digits.
     """
 
     format: int = FORMAT
@@ -57,10 +57,10 @@ class Manifest:
     presets: dict[str, dict[str, Any]]
     classes: list[Any] | None
     width: int
-    versions: dict[str, str]
-    result: dict[str, Any] | None
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    result: dict[str, Any] | None = None
     files: dict[str, str]
-    revision: str
+    revision: str = ""
 
     def as_json(self) -> str:
         """The content of `embedder.json`."""
@@ -76,8 +76,8 @@ def save_folder(folder: str | Path, write: Callable[[Path], Any]) -> Path:
     """Write a folder under another name and rename it, replacing a saved embedder of that name.
 
     Args:
-        folder: to save in.
-        write: writes the content into an empty folder.
+        folder: target folder.
+        write: function that writes the content into an empty folder.
 
     Returns:
         The folder's absolute path.
@@ -86,7 +86,7 @@ def save_folder(folder: str | Path, write: Callable[[Path], Any]) -> Path:
         InputError: the folder cannot be written, or holds something else.
     """
     folder = Path(folder).resolve()
-    writable_folder(folder.parent, "another folder to save in")
+    writable_folder(folder.parent, "embedder.save(folder)")
     _check_replaceable(folder)
     restore_interrupted(folder)
     part = folder.with_name(f".{folder.name}.part")
@@ -185,7 +185,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not files:
         raise _damaged(folder)
     if version != FORMAT:
-        raise InputError(f"{folder} was saved by another version of this package: update it")
+        raise InputError(
+            f"{folder} has format {version}, which this version cannot read: "
+            "update embedder_helpers"
+        )
     for name, checksum in files.items():
         if not (folder / name).is_file() or _checksum(folder / name) != checksum:
             raise InputError(f"{folder}: {name} is missing or damaged: copy the whole folder again")
@@ -214,9 +217,10 @@ def saved_preset(role: str, folder: Path, manifest: Manifest, llm_preset: str | 
 
     Args:
         role: `llm_preset` or `slm_preset`.
-        folder: of the embedder.
-        manifest: its manifest.
-        llm_preset: where its Gemma is, if neither in the folder nor under its saved name.
+        folder: folder of the embedder.
+        manifest: manifest of the embedder.
+        llm_preset: name, handle or folder of its Gemma, if neither in the folder nor under its
+            saved name.
 
     Returns:
         The preset; name and fingerprint are those of the model it was made from.

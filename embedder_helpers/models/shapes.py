@@ -25,12 +25,12 @@ class WeightCounts(NamedTuple):
     """How many weights the parts of a model have.
 
     Attributes:
-        embedding: outside its layers, in embeddings and a norm.
-        block: in each transformer layer.
+        embedding: number of weights outside the layers, in embeddings and a norm.
+        layer: number of weights of each transformer layer.
     """
 
     embedding: int
-    block: int
+    layer: int
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def preset_shape(role: str, name: str) -> dict[str, Any]:
 
     Args:
         role: `llm_preset` or `slm_preset`.
-        name: of the preset, as an Experiment spells it.
+        name: name of the preset, as in an Experiment.
 
     Raises:
         InputError: its config.json cannot be read, or is in Hugging Face's format.
@@ -69,8 +69,8 @@ def count_weights(shape: dict[str, Any]) -> WeightCounts:
     heads = shape["head_dim"] * (2 * shape["num_query_heads"] + 2 * shape["num_key_value_heads"])
     norms = 2 + shape.get("use_post_attention_norm", False) + shape.get("use_post_ffw_norm", False)
     query_key = 2 * shape["head_dim"] * bool(shape.get("use_query_key_norm"))
-    block = width * heads + 3 * width * inner + norms * width + query_key
-    return WeightCounts(shape["vocabulary_size"] * width + width, block)
+    layer = width * heads + 3 * width * inner + norms * width + query_key
+    return WeightCounts(shape["vocabulary_size"] * width + width, layer)
 
 
 def count_parameters(experiment: Experiment, last_cutoff: int | None) -> int | None:
@@ -79,7 +79,7 @@ def count_parameters(experiment: Experiment, last_cutoff: int | None) -> int | N
     Embeddings are included; the projection, less than a hundredth of them, is not.
 
     Args:
-        experiment: with its presets.
+        experiment: settings: kind and presets.
         last_cutoff: number of Gemma's layers that are kept; None for RoBERTa alone.
 
     Returns:
@@ -93,5 +93,5 @@ def count_parameters(experiment: Experiment, last_cutoff: int | None) -> int | N
             return None
         num_layers = last_cutoff if role == "llm_preset" else shape["num_layers"]
         weights = count_weights(shape)
-        total += weights.embedding + num_layers * weights.block
+        total += weights.embedding + num_layers * weights.layer
     return total

@@ -18,7 +18,7 @@ class TokenizedTexts(NamedTuple):
 
     Attributes:
         gemma: ids with the start token; None for RoBERTa alone.
-        roberta: ids with start and end token; None where the embedder does not read them.
+        roberta: ids with the start and the end token; None where the embedder does not read them.
         truncated: `(texts,)` whether a text was truncated at the length limit.
     """
 
@@ -41,7 +41,8 @@ def tokenize(
         tokenizer: a keras-hub tokenizer.
         texts: valid texts.
         max_tokens: number of tokens at which a text is truncated, special tokens included.
-        end: append the end token, which RoBERTa reads; Gemma's hidden states are computed without.
+        end: whether to append the end token, which RoBERTa reads; Gemma's hidden states are
+            computed without.
 
     Returns:
         int32 ids, and `(texts,)` whether each text was truncated.

@@ -46,9 +46,9 @@ def score_matrix(
     """The scores `(seeds, runs)` of one embedder, `(seeds, 1)` for the head; None without any.
 
     Args:
-        results: of one embedder, by seed.
-        column: of COLUMNS.
-        deduplicated: exclude evaluation texts that the train split contains too.
+        results: results of one embedder, by seed.
+        column: name of a column in COLUMNS.
+        deduplicated: whether to exclude evaluation texts that the train split contains too.
     """
     metric, part = COLUMNS[column]
     rows = []
@@ -103,14 +103,15 @@ def format_comparison(results: Sequence[Result]) -> str:
     if all(len(group) == 1 for group in group_by_seed(results).values()):
         return ""
     text = _format_tables(results, deduplicated=False)
-    tasks = {result.task["name"]: result for result in results if result.deduplicated}
-    if tasks:
-        duplicates = ", ".join(
+    affected = [result for result in results if result.deduplicated]
+    if affected:
+        counts = dict.fromkeys(
             f"{result.deduplicated['texts']} of {result.task['texts']['scored']} evaluation texts "
-            f"of {task}"
-            for task, result in tasks.items()
+            f"of {result.task['name']}"
+            for result in affected
         )
-        text += f"Without {duplicates} that the train split contains too:\n\n"
+        text += f"Without {', '.join(counts)} that the train split contains too:\n\n"
+        tasks = {result.task["name"] for result in affected}
         affected = [result for result in results if result.task["name"] in tasks]
         text += _format_tables(affected, deduplicated=True)
     return text
@@ -129,8 +130,8 @@ def comparison_table(results: Sequence[Result], *, deduplicated: bool = False) -
     """A row per task and embedder: the mean and 95 % CI of each score.
 
     Args:
-        results: of any tasks.
-        deduplicated: exclude evaluation texts that the train split contains too.
+        results: results of any tasks.
+        deduplicated: whether to exclude evaluation texts that the train split contains too.
     """
     rows = []
     for (task, name), group in group_by_seed(results).items():
@@ -175,8 +176,8 @@ def paired_difference(
     Args:
         first: results of one embedder.
         second: results of another one on the same task.
-        column: of COLUMNS.
-        deduplicated: exclude evaluation texts that the train split contains too.
+        column: name of a column in COLUMNS.
+        deduplicated: whether to exclude evaluation texts that the train split contains too.
 
     Returns:
         None if the two have no seed in common, or one of them has no such score.
@@ -199,8 +200,8 @@ def is_comparable(hybrid: Result, other: Result) -> bool:
     Baselines are RoBERTa alone, and Gemma alone with equal cutoffs, a selected one, or a probe.
 
     Args:
-        hybrid: or any embedder that is to be compared with the baselines.
-        other: of any kind.
+        hybrid: result of a hybrid, or of any embedder to compare with the baselines.
+        other: result of any kind.
     """
     kind, selected = other.experiment["kind"], other.experiment["llm_layers"] == "auto"
     if kind == "hybrid" or _evaluation(hybrid) != _evaluation(other):
@@ -238,9 +239,9 @@ class AblationStep(NamedTuple):
     """One embedder of an ablation.
 
     Attributes:
-        task: the task's name.
-        change: the settings that differ from the previous step: `epochs 3, batch_size 32`.
-        results: of this step, by seed.
+        task: name of the task.
+        change: settings that differ from the previous step: `epochs 3, batch_size 32`.
+        results: results of this step, by seed.
         previous: results of the previous step; empty for a task's first one.
     """
 
@@ -276,14 +277,14 @@ def _describe_change(results: Sequence[Result], previous: Sequence[Result]) -> s
 
 
 def ablation_table(results: Sequence[Result]) -> pd.DataFrame:
-    """A row per step: its scores, and as `gain` the difference to the previous step.
+    """A row per step: its scores, and as `gain` the difference from the previous step.
 
     Scores are means over seeds with 95 % CIs; gains are paired over the seeds that both steps have
     and the runs of the protocol. A single seed has no CI.
 
     Args:
-        results: of a sweep in which every experiment keeps the changes of those before it; a
-            duplicate counts where it came first.
+        results: results of a sweep in which every experiment keeps the changes of those before it;
+            a duplicate counts where it came first.
     """
     rows = []
     for step in ablation_steps(results):

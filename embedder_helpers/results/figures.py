@@ -44,8 +44,8 @@ def plot_scores(results: Sequence[Result], path: str | Path | None = None) -> "F
     """Plot accuracy and macro F1 of each embedder: single runs, means with 95 % CIs, head scores.
 
     Args:
-        results: of one or more tasks; each task is a row of panels.
-        path: where to save the figure, if anywhere.
+        results: results of one or more tasks; each task is a row of panels.
+        path: file to save the figure to; None: do not save it.
     """
     return _plot_groups(_by_task(results), path)
 
@@ -54,8 +54,8 @@ def plot_ablation(results: Sequence[Result], path: str | Path | None = None) -> 
     """Plot the steps of an ablation like `plot_scores`, each named by what it changed.
 
     Args:
-        results: of an ablation, in its order; each task is a row of panels.
-        path: where to save the figure, if anywhere.
+        results: results of an ablation, in its order; each task is a row of panels.
+        path: file to save the figure to; None: do not save it.
     """
     by_task: GroupsByTask = {}
     for step in ablation_steps(results):
@@ -105,7 +105,7 @@ def _draw_scores(panel: "Axes", groups: dict[str, list[Result]], metric: str) ->
         (f"head {metric}", "x", "#c50", "head, 95 % CI over seeds"),
     ):
         intervals = [score_interval(group, column) for group in groups.values()]
-        known = {height: one for height, one in enumerate(intervals) if one is not None}
+        known = {height: interval for height, interval in enumerate(intervals) if interval}
         for height, interval in known.items():
             panel.plot(interval[1:], [height, height], color=color, lw=2)
         means = [interval.mean for interval in known.values()]
@@ -131,8 +131,8 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> "F
     with a single seed has no band. Embedders that pool several cutoffs are left out.
 
     Args:
-        results: of one or more tasks; each task is a row of panels.
-        path: where to save the figure, if anywhere.
+        results: results of one or more tasks; each task is a row of panels.
+        path: file to save the figure to; None: do not save it.
     """
     from matplotlib.ticker import MultipleLocator
 
@@ -215,8 +215,8 @@ def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) 
     """Plot accuracy and macro F1 over the number of parameters: MTEB's leaderboard, and our models.
 
     Args:
-        results: of any tasks; each task that the leaderboard has is a row of panels.
-        path: where to save the figure, if anywhere.
+        results: results of any tasks; each task that the leaderboard has is a row of panels.
+        path: file to save the figure to; None: do not save it.
 
     Returns:
         The figure; None if no result is comparable with the leaderboard.

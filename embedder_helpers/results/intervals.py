@@ -14,7 +14,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean and the ends of its 95 % CI, which are NaN if a single score is all there is."""
+    """A mean and the ends of its 95 % CI; these are NaN where a CI cannot be computed."""
 
     mean: float
     low: float
@@ -35,7 +35,7 @@ def mean_interval(scores: np.ndarray) -> Interval:
     least the larger of the first two. Student's t has the degrees of freedom of the smaller factor.
 
     Args:
-        scores: `(seeds, runs)`; if one dimension is 1, the CI is that over the other.
+        scores: scores `(seeds, runs)`; if one dimension is 1, the CI is that over the other.
     """
     scores = np.asarray(scores, float)
     mean = float(scores.mean())
@@ -55,8 +55,8 @@ def paired_interval(first: np.ndarray, second: np.ndarray) -> Interval:
 
     Args:
         first: scores `(seeds, runs)`.
-        second: of the same seeds and runs, in the same order; an embedder that does not depend on
-            the seed has a single row, which is compared with every row of the other.
+        second: scores of the same seeds and runs, in the same order; an embedder that does not
+            depend on the seed has a single row, which is compared with every row of the other.
     """
     return mean_interval(np.asarray(first, float) - np.asarray(second, float))
 

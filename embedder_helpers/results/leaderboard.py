@@ -61,7 +61,7 @@ def load_original_study() -> pd.DataFrame:
 def uses_mteb_protocol(result: Result) -> bool:
     """Whether each run of the protocol sampled as many texts per label as MTEB's does."""
     task = MTEB_TASKS.get(result.task["name"])
-    if task is None or task.samples_per_label is None:
+    if task is None:
         return True
     return result.task.get("samples_per_label", task.samples_per_label) == task.samples_per_label
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from embedder_helpers.config import make_experiment
+from embedder_helpers.config import stored_experiment
 from embedder_helpers.results.result import Result
 
 KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
@@ -72,7 +72,7 @@ def setting_values(result: Result, names: Sequence[str]) -> dict[str, Any]:
 
 def relevant_settings(result: Result) -> dict[str, Any]:
     """The settings that affect a result."""
-    return make_experiment(result.experiment).relevant_settings()
+    return stored_experiment(result.experiment).relevant_settings()
 
 
 def _differing_origin(result: Result, others: Sequence[Result]) -> list[str]:

@@ -22,6 +22,7 @@ from embedder_helpers.results.tables import (
     LAYERS_FIGURE,
     SCORES_FIGURE,
     TABLE_FILE,
+    check_results,
     format_results,
     has_layer_curve,
     layer_table,
@@ -53,13 +54,17 @@ def summarize(results: Sequence[Result], out: str | Path) -> list[Path]:
     included; if an embedder has several seeds, means with 95 % CIs and paired differences.
 
     Args:
-        results: of any tasks.
+        results: results of any tasks.
         out: folder for `table.md`, `scores.png` and `layers.png`.
 
     Returns:
         The figures.
+
+    Raises:
+        InputError: there are no results, or the folder cannot be written.
     """
-    folder = Path(out)
+    check_results(results)
+    folder = writable_folder(out)
     text = comparison.format_comparison(results) + format_results(results)
     paths = [folder / SCORES_FIGURE]
     figures.plot_scores(results, folder / SCORES_FIGURE)
@@ -79,11 +84,11 @@ class Section(NamedTuple):
     """A section of a report.
 
     Attributes:
-        name: of the files of its table and figure, without extension.
-        title: its heading.
-        text: what a reader should know.
-        table: its table; empty or None for none.
-        figure: its figure; None for none.
+        name: name of the files of its table and figure, without extension.
+        title: heading.
+        text: explanation for readers.
+        table: table of the section; empty or None for none.
+        figure: figure of the section; None for none.
     """
 
     name: str
@@ -102,9 +107,9 @@ class Report(NamedTuple):
     """A written report; a notebook shows its sections.
 
     Attributes:
-        sections: its sections.
-        folder: that it was written to.
-        files: that were written, the HTML page last.
+        sections: sections in their order.
+        folder: folder that it was written to.
+        files: files that were written, the HTML page last.
     """
 
     sections: list[Section]
@@ -129,12 +134,13 @@ def write_report(results: Sequence[Result], out: str | Path) -> Report:
     The HTML page contains its figures, so that it can be sent as a single file.
 
     Args:
-        results: of any tasks.
-        out: folder; created if it does not exist.
+        results: results of any tasks.
+        out: target folder; created if it does not exist.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: there are no results, or the folder cannot be written.
     """
+    check_results(results)
     sections, folder = report_sections(results), writable_folder(out)
     files: list[Path] = []
     for section in sections:
@@ -163,8 +169,8 @@ def report_sections(results: Sequence[Result]) -> list[Section]:
         Section(
             "comparison",
             "Scores",
-            "Means over seeds and runs of the protocol, with 95 % CIs; what was trained with a "
-            "single seed has none.",
+            "Means over seeds and runs of the protocol, with 95 % CIs; embedders trained with a "
+            "single seed have no CI.",
             comparison.comparison_table(results),
             figures.plot_scores(results),
         ),
@@ -198,8 +204,8 @@ def report_sections(results: Sequence[Result]) -> list[Section]:
             "cutoffs",
             "Scores by cutoff",
             "A smooth curve shows in which layers Gemma holds what the task needs; in a jagged "
-            "one, differences between neighboring cutoffs are noise. Bands are 95 % CIs; what was "
-            "trained with a single seed has none.",
+            "one, differences between neighboring cutoffs are noise. Bands are 95 % CIs; "
+            "embedders trained with a single seed have no CI.",
             figure=figures.plot_layers(results) if has_layer_curve(results) else None,
         ),
         Section(

@@ -28,30 +28,31 @@ class Result:
     """What one experiment measured; its file holds these fields as JSON, by `STORED_NAMES`.
 
     Attributes:
-        experiment: every setting of the Experiment.
+        experiment: all settings of the Experiment.
         task: the task's name, the sizes of its subsets and notes on its data.
         cutoffs: numbers of kept Gemma layers; empty for RoBERTa alone.
-        num_layers: of the complete Gemma; None for RoBERTa alone.
-        scores: the protocol's means on the evaluation split, by MTEB's names.
-        scores_per_experiment: the protocol's ten single runs.
+        num_layers: number of the complete Gemma's layers; None for RoBERTa alone.
+        scores: means over the protocol's runs on the evaluation split, by MTEB's names.
+        scores_per_experiment: scores of each of the protocol's ten runs.
         head: metrics of the classification head on the evaluation split; None without a head.
-        majority_baseline: metrics of always predicting the commonest label.
+        majority_baseline: metrics of always predicting the most frequent label.
         history: loss and accuracy of each training epoch.
-        truncated: distinct texts that were truncated at `max_tokens`.
+        truncated: number of distinct texts that were truncated at `max_tokens`.
         seconds: wall-clock time by step (choose, load, tokenise, states, projection, train, embed,
             score) and in total.
-        versions: of Python and the packages.
-        device: what it was computed on, and the precision of training.
+        versions: versions of Python and the packages.
+        device: devices it was computed on, and the precision of training.
         inputs: fingerprints of data and presets.
-        projection: of a closed-form initialization: `explained`, the fraction of the variance of
-            RoBERTa's embeddings on held-out tokens, and the selected `penalty`; else None.
-        layer_selection: of `llm_layers: auto`: a linear classifier's cross-validated accuracy at
-            each cutoff; else None.
+        projection: fit of a closed-form initialization: `explained`, the explained fraction of the
+            variance of RoBERTa's embeddings on held-out tokens, and the selected `penalty`; None
+            for other initializations.
+        layer_selection: cross-validated accuracy of a linear classifier at each cutoff; None unless
+            `llm_layers` is `auto`.
         deduplicated: scores without the evaluation texts that the train split contains too:
             `texts`, their number, and `scores`, `experiments` and `head` of the rest, if there is
             any; None without such texts.
-        parameters: weights that a text passes, of the truncated Gemma and of RoBERTa, embeddings
-            included and the projection excluded; None if they cannot be counted.
+        parameters: number of weights that a text passes, of the truncated Gemma and of RoBERTa,
+            embeddings included and the projection excluded; None if they cannot be counted.
     """
 
     experiment: dict[str, Any]
@@ -91,28 +92,28 @@ def result_name(
     """A readable file name, ending in a hash of all that determines the result.
 
     Args:
-        experiment: with its settings; where inputs are does not count, `inputs` has their content.
-        task: of the experiment.
-        num_layers: of the complete Gemma; None for RoBERTa alone.
+        experiment: settings; those that name inputs are left out, as `inputs` has their content.
+        task: task of the experiment.
+        num_layers: number of the complete Gemma's layers; None for RoBERTa alone.
         inputs: fingerprints of data and presets.
     """
     parts = [task.name, experiment.kind]
     known = settings()
-    determining = {
+    relevant = {
         name: value
         for name, value in experiment.relevant_settings().items()
         if not known[name].fingerprinted
     }
-    determining["samples_per_label"] = task.samples_per_label
+    relevant["samples_per_label"] = task.samples_per_label
     if experiment.selects_layer():
         parts.append("kauto")
     elif num_layers is not None:
         cutoffs = resolve_cutoffs(experiment.llm_layers, num_layers)
         parts.append("k" + "+".join(map(str, cutoffs)))
-        determining["llm_layers"] = cutoffs  # 10 and -9 of 18 are the same cutoff
+        relevant["llm_layers"] = cutoffs  # 10 and -9 of 18 are the same cutoff
     if experiment.kind != "gemma_only":
         parts.append(f"seed{experiment.seed}" if experiment.epochs else "untrained")
-    content = json.dumps([determining, dict(inputs), __version__], sort_keys=True).encode()
+    content = json.dumps([relevant, dict(inputs), __version__], sort_keys=True).encode()
     return "-".join([*parts, hashlib.sha256(content).hexdigest()[:8]]) + ".json"
 
 

@@ -31,7 +31,7 @@ def load_results(folder: str | Path) -> list[Result]:
     """Load the results of a folder: by task; RoBERTa alone, Gemma alone, hybrids; by cutoff.
 
     Args:
-        folder: of result files, or of folders of result files.
+        folder: folder of result files, or of folders of result files.
 
     Raises:
         InputError: it contains none.
@@ -71,6 +71,12 @@ def write_csv(folder: str | Path) -> None:
 # === Tables ===
 
 
+def check_results(results: Sequence[Result]) -> None:
+    """Raise InputError if there are no results."""
+    if not results:
+        raise InputError("there are no results: run an experiment first")
+
+
 def results_table(results: Sequence[Result]) -> pd.DataFrame:
     """A table with one row per result.
 
@@ -78,7 +84,11 @@ def results_table(results: Sequence[Result]) -> pd.DataFrame:
     without one; `majority …` those of the majority-class baseline. `cutoff` is the number of kept
     Gemma layers; `layer number` counts the last of them from the top, -1 being Gemma's last layer.
     Other settings in which results of one kind differ have columns of their own.
+
+    Raises:
+        InputError: there are no results.
     """
+    check_results(results)
     settings = differing_settings(results)
     return pd.DataFrame([_row(result) | setting_values(result, settings) for result in results])
 
@@ -114,7 +124,11 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
 
     Scores are protocol scores, averaged over seeds; `seeds` is their number, if any has several.
     RoBERTa alone comes first, then Gemma alone and the hybrids, the largest cutoff first.
+
+    Raises:
+        InputError: there are no results.
     """
+    check_results(results)
     metrics = {"accuracy": "accuracy", "macro F1": "f1"}
     groups: dict[tuple[str, str], dict[str, list[Result]]] = {}
     named = zip(results, display_names(results), strict=True)
@@ -215,7 +229,7 @@ def reading_notes(results: Sequence[Result]) -> list[str]:
     notes.append(
         "accuracy, macro F1: means over ten runs of MTEB's protocol, each a logistic regression on "
         "a few training texts per label; head: the classifier fitted to all training texts; "
-        "majority: the majority-class baseline, which always predicts the commonest label."
+        "majority: the majority-class baseline, which always predicts the most frequent label."
     )
     if any(map(is_validation_score, results)):
         notes.append(

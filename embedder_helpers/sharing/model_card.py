@@ -39,11 +39,11 @@ DESCRIPTIONS = {
     "hybrid": "{gemma} reads a text; a projection maps its hidden states into RoBERTa's embedding "
     "space, where they {fusion} RoBERTa's own token embeddings; {roberta} encodes the result",
 }
-FUSIONS = {"replace": "replace", "add": "are added to", "prepend": "are prepended to"}
+FUSION_VERBS = {"replace": "replace", "add": "are added to", "prepend": "are prepended to"}
 
 SUBSETS = {"fit": "training", "watched": "validation", "scored": "evaluation"}
 
-# Licences by Hugging Face's identifiers, the strictest first, and as the card words them.
+# Licenses by Hugging Face's identifiers, the strictest first, and as the card words them.
 GEMMA, OTHER, MIT, APACHE = "gemma", "other", "mit", "apache-2.0"
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
 LICENSES = {
@@ -63,11 +63,11 @@ def model_card(manifest: Manifest, results: Sequence[Result], hub: str, name: st
     """The card in Markdown, after YAML metadata for Hugging Face.
 
     Args:
-        manifest: of the embedder, free of private paths.
-        results: to show beside the embedder's own, likewise; those that cannot be compared with it
-            are left out.
+        manifest: manifest of the embedder, free of private paths.
+        results: results to show beside the embedder's own, free of private paths too; those that
+            cannot be compared with it are left out.
         hub: `hf` or `kaggle`.
-        name: `owner/model` there.
+        name: name `owner/model` on the hub.
     """
     result = saved_result(manifest.result)
     client, download = DOWNLOADS[hub]
@@ -102,17 +102,19 @@ def saved_result(fields: Mapping[str, Any] | None) -> Result | None:
 
 def comparable_results(result: Result, results: Sequence[Result]) -> list[Result]:
     """The results that a card shows: comparable baselines, and the embedder's own for each seed."""
-    every = [one for one in results if one != result] + [result]
+    every = [other for other in results if other != result] + [result]
     groups = comparison.group_by_seed(every).values()
     seeds = next(group for group in groups if result in group)
-    others = [one for one in every if one not in seeds and comparison.is_comparable(result, one)]
-    return [*others, *seeds]
+    baselines = [
+        other for other in every if other not in seeds and comparison.is_comparable(result, other)
+    ]
+    return [*baselines, *seeds]
 
 
 def license_of(manifest: Manifest) -> str:
-    """The strictest licence of the parts, by Hugging Face's identifier; OTHER if one is unknown."""
+    """The strictest license of the parts, by Hugging Face's identifier; OTHER if one is unknown."""
     parts = [_part_license(role, preset["name"]) for role, preset in manifest.presets.items()]
-    return next(one for one in LICENSES if one in parts)
+    return next(license for license in LICENSES if license in parts)
 
 
 def _part_license(role: str, name: str) -> str:
@@ -131,7 +133,8 @@ def _metadata(manifest: Manifest, result: Result | None, name: str) -> str:
     read the folder. A base model can be named only where its address on the hub is known.
     """
     handles = [manifest.experiment[role] for role in manifest.presets]
-    base_models = [one.removeprefix("hf://") for one in handles if one.startswith("hf://")]
+    hf_handles = [handle for handle in handles if handle.startswith("hf://")]
+    base_models = [handle.removeprefix("hf://") for handle in hf_handles]
     metadata = ModelCardData(
         license=license_of(manifest),
         language=["en"] if _is_english(result) else None,
@@ -186,7 +189,7 @@ def _description(manifest: Manifest, result: Result | None) -> str:
     description = DESCRIPTIONS[experiment["kind"]].format(
         roberta=f"RoBERTa ({names.get('slm_preset')})",
         gemma=f"Gemma ({names.get('llm_preset')}, {layers})",
-        fusion=FUSIONS.get(experiment["fusion"], "are combined with"),
+        fusion=FUSION_VERBS.get(experiment["fusion"], "are combined with"),
     )
     return (
         f"{'An English' if _is_english(result) else 'A'} text embedder: {description}. The "
@@ -239,7 +242,8 @@ def _result_values(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     experiment, fingerprint = make_experiment(result.experiment), result.inputs["task"]
     texts, differences = result.task["texts"], comparison.difference_table(results)
     values = experiment.relevant_settings()
-    values = {name: one for name, one in values.items() if not settings()[name].fingerprinted}
+    known = settings()
+    values = {name: value for name, value in values.items() if not known[name].fingerprinted}
     samples = values["samples_per_label"] = result.task.get("samples_per_label")
     return {
         "task": result.task["name"],
@@ -256,7 +260,9 @@ def _result_values(result: Result, results: Sequence[Result]) -> dict[str, Any]:
         "notes": _bullets(_notes(result)),
         "source": "on Hugging Face" if "@" in fingerprint else "files with SHA-256",
         "fingerprint": fingerprint,
-        "sizes": ", ".join(f"{texts[one]} {SUBSETS[one]} texts" for one in SUBSETS if one in texts),
+        "sizes": ", ".join(
+            f"{texts[key]} {subset} texts" for key, subset in SUBSETS.items() if key in texts
+        ),
         "data_notes": "".join(f" {note}." for note in result.task["notes"]),
         "settings": yaml.safe_dump(values, sort_keys=False),
         "device": ", ".join(result.device),
@@ -293,7 +299,7 @@ def _format_scores(scores: Mapping[str, float], head: Mapping[str, float] | None
     return f"{text} (head: {_format_scores(head)})" if head else text
 
 
-# === Licences and limitations ===
+# === Licenses and limitations ===
 
 
 def _parts(manifest: Manifest) -> str:
@@ -310,7 +316,7 @@ def _parts(manifest: Manifest) -> str:
                 "model": name,
                 "version": version if "@" in version else f"SHA-256 {version[:16]}…",
                 "in the folder": place,
-                "licence": LICENSES[_part_license(role, name)],
+                "license": LICENSES[_part_license(role, name)],
             }
         )
     table = to_markdown(pd.DataFrame(rows)).strip()
@@ -325,7 +331,7 @@ def _limitations(manifest: Manifest, result: Result | None) -> Iterator[str]:
             "four million words: they show how the method behaves, not how good it is."
         )
     if result:
-        yield f"Texts of its data that were truncated: {result.truncated}."
+        yield f"Number of the task's texts that were truncated: {result.truncated}."
     if result and result.history:
         yield (
             f"It was trained on {result.task['name']}, the task it is scored on: compare it with "

@@ -26,9 +26,9 @@ class MtebEncoder(AbsEncoder):
     """An `mteb` encoder with cosine similarity.
 
     Args:
-        folder: of a saved embedder.
-        name: `org/model`, under which `mteb` stores its results.
-        llm_preset: where its Gemma is, if it has moved.
+        folder: folder of a saved embedder.
+        name: name `org/model`, under which `mteb` stores its results.
+        llm_preset: name, handle or folder of its Gemma, if it has moved.
 
     Raises:
         InputError: as `load_embedder` does.

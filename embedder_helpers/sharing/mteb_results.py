@@ -25,8 +25,8 @@ def write_mteb_results(results: Mapping[str, Result], folder: str | Path, org: s
     """Write results on MTEB's tasks, sampled as MTEB does; others are left out.
 
     Args:
-        results: by their file names, which end in the hash.
-        folder: for the folders of models, such as `results` in an `mteb` cache.
+        results: results by their file names, which end in the hash.
+        folder: parent folder of the models' folders, such as `results` in an `mteb` cache.
         org: prefix of the models' names: on a hub, the account.
 
     Returns:
@@ -37,7 +37,9 @@ def write_mteb_results(results: Mapping[str, Result], folder: str | Path, org: s
             written.
     """
     if not re.fullmatch(r"[\w.-]+", org):
-        raise InputError(f"--org is {org!r}, but may hold letters, digits, `-`, `_` and `.` only")
+        raise InputError(
+            f"--org is {org!r}, but may contain only letters, digits, `-`, `_` and `.`"
+        )
     on_mteb_tasks = {
         name: result
         for name, result in results.items()
@@ -64,7 +66,7 @@ def model_name(result: Result) -> str:
     experiment, parts = result.experiment, []
     for role in ("llm_preset", "slm_preset"):
         if role in result.inputs:
-            # A Kaggle handle ends in its version, which is no name.
+            # A Kaggle handle ends in its version, which is not a name.
             path = Path(experiment[role]).parts
             parts.append([part for part in path if not part.isdigit()][-1])
             if role == "llm_preset":

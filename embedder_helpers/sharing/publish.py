@@ -78,8 +78,8 @@ def parse_address(address: str) -> Address:
         )
     if hub == "kaggle" and not re.fullmatch(f"{KAGGLE_SLUG}/{KAGGLE_SLUG}", name):
         raise InputError(
-            f"the address is {address!r}, but Kaggle takes letters, digits and single hyphens "
-            "between them only"
+            f"the address is {address!r}, but Kaggle allows only letters, digits and single "
+            "hyphens between them"
         )
     if hub == "hf":
         _validate_hugging_face_name(address, name)
@@ -96,8 +96,8 @@ def _validate_hugging_face_name(address: str, name: str) -> None:
     except HFValidationError:
         pass
     raise InputError(
-        f"the address is {address!r}, but Hugging Face takes letters, digits, `-`, `_` and `.` "
-        "only, at most 96, no `--` or `..`, and none of `-` and `.` at an end"
+        f"the address is {address!r}, but Hugging Face allows only letters, digits, `-`, `_` and "
+        "`.`, at most 96, no `--` or `..`, and no `-` or `.` at the start or end"
     ) from None
 
 
@@ -106,10 +106,10 @@ class Upload:
     """What will be uploaded, in a folder of its own.
 
     Attributes:
-        address: where to.
+        address: address of the repository.
         public: whether a new repository is public.
-        license: of the whole, by Hugging Face's identifier.
-        folder: the copy, card included.
+        license: license of the whole, by Hugging Face's identifier.
+        folder: folder of the copy, card included.
     """
 
     address: Address
@@ -123,26 +123,25 @@ class Upload:
         return sorted(path for path in self.folder.rglob("*") if path.is_file())
 
     def describe(self) -> str:
-        """Address, visibility, licence, files and their sizes in bytes, in lines."""
+        """Address, visibility, license, files and their sizes in bytes, in lines."""
         sizes = {
             path.relative_to(self.folder).as_posix(): path.stat().st_size for path in self.files
         }
         lines = [
             f"to:         {self.address.service}, {self.address.page}",
             f"visibility: {self._describe_visibility()}",
-            f"licence:    {self._describe_license()}",
+            f"license:    {self._describe_license()}",
             *(f"{size:>15,}  {name}" for name, size in sizes.items()),
             f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files",
         ]
         return "\n".join(lines)
 
     def _describe_visibility(self) -> str:
-        if self.address.hub == "kaggle":
-            existing = "(kagglehub creates private models only)"
-        else:
-            existing = "and is refused if it is public without --public"
         visibility = "public" if self.public else "private"
-        return f"{visibility} if new; an existing repository keeps its own {existing}"
+        text = f"{visibility} if new; an existing repository keeps its visibility"
+        if self.address.hub == "kaggle":
+            return f"{text} (kagglehub creates private models only)"
+        return f"{text}; a public one is refused unless --public is given"
 
     def _describe_license(self) -> str:
         if self.address.hub == "hf":
@@ -164,12 +163,13 @@ def push_to_hub(
     """Upload an embedder with a model card; see `Embedder.push_to_hub`.
 
     Args:
-        embedder: to upload; it is saved into a temporary folder.
+        embedder: embedder to upload; it is saved into a temporary folder.
         address: `hf:owner/model` or `kaggle:owner/model`.
         results: folder of results to show in the card beside the embedder's own.
-        llm: where others find its Gemma: a Keras preset's name, an `hf://` or `kaggle://` handle.
-        public: make a new repository public (Hugging Face only).
-        with_gemma: include the truncated Gemma, whose licence then applies.
+        llm: name or handle by which others find its Gemma: that of a Keras preset, or an `hf://`
+            or `kaggle://` handle.
+        public: whether to make a new repository public (Hugging Face only).
+        with_gemma: whether to include the truncated Gemma, whose license then applies.
 
     Returns:
         URL of the model's page.
@@ -198,11 +198,12 @@ def prepare_upload(
     """Copy a saved embedder as it will be uploaded; the copy is deleted when the context ends.
 
     Args:
-        folder: of the saved embedder.
+        folder: folder of the saved embedder.
         to: `hf:owner/model` or `kaggle:owner/model`.
         results: folder of results to show in the card; None: the folder that holds `folder`.
-        llm: where others find its Gemma: a Keras preset's name, an `hf://` or `kaggle://` handle.
-        public: make a new repository public (Hugging Face only).
+        llm: name or handle by which others find its Gemma: that of a Keras preset, or an `hf://`
+            or `kaggle://` handle.
+        public: whether to make a new repository public (Hugging Face only).
 
     Raises:
         InputError: an address, folder, results or Gemma that cannot be used.
@@ -215,7 +216,7 @@ def prepare_upload(
         )
     manifest = _with_gemma_address(read_manifest(folder), llm, folder)
     manifest = _without_local_paths(manifest)
-    shown = [_result_without_paths(one) for one in _results(folder, results)]
+    shown = [_result_without_paths(result) for result in _results(folder, results)]
     license = license_of(manifest)
     with tempfile.TemporaryDirectory(prefix="publish-") as part:
         copy = Path(part)

@@ -25,16 +25,16 @@ class TextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     """Embeddings of texts as features.
 
     Args:
-        source: the folder of a saved embedder, which `fit` loads and does not change; or an
+        source: folder of a saved embedder, which `fit` loads and does not change; or an
             Experiment, which `fit` trains on its texts and labels, a tenth of them held out for
             validation; the Experiment's own task and splits are ignored. In a cross-validation on
             texts that a saved embedder was trained on, it has seen the test folds: give an
             Experiment there.
-        batch_size: as in `Embedder.encode`.
-        normalize_embeddings: as in `Embedder.encode`.
+        batch_size: argument of `Embedder.encode`.
+        normalize_embeddings: argument of `Embedder.encode`.
 
     Attributes:
-        embedder_: the embedder that was loaded or trained.
+        embedder_: embedder that was loaded or trained.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """The environment: Kaggle, Colab or a local machine; its versions, devices, folders and secrets.
 
-Everything is read again at each call. A session's time limit is left to `experiments.session`.
+Devices and folders are read again at each call, versions once. A session's time limit is left to
+`experiments.session`.
 """
 
 import functools
@@ -103,8 +104,8 @@ def describe(out: str | Path, states: str | Path | None = None) -> str:
     """Describe the platform: devices, versions, free memory, and where files go.
 
     Args:
-        out: the folder for results.
-        states: the folder for hidden states; None: the default one.
+        out: folder for results.
+        states: folder for hidden states; None: the default one.
 
     Returns:
         Several lines of text.

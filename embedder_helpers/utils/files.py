@@ -20,8 +20,8 @@ def package_path(in_wheel: str, in_clone: str) -> Path:
     """A folder that a wheel has inside the package and a clone has beside it.
 
     Args:
-        in_wheel: relative to the package.
-        in_clone: relative to the clone.
+        in_wheel: path relative to the package.
+        in_clone: path relative to the clone.
     """
     inside = PACKAGE / in_wheel
     return inside if inside.is_dir() else PACKAGE.parent / in_clone
@@ -31,8 +31,8 @@ def writable_folder(path: str | Path, setting: str = "--out (in the notebook: OU
     """Make a folder if it does not exist, and check that it can be written.
 
     Args:
-        path: of the folder.
-        setting: by which the user chooses another folder, for the message.
+        path: path of the folder.
+        setting: option or argument by which the user chooses another folder, for the message.
 
     Raises:
         InputError: it cannot be made or written.
@@ -55,8 +55,8 @@ def atomic_write(path: Path, save: Callable[[Path], Any]) -> Path:
     """Write a file elsewhere first, then rename it, so that it is complete or does not exist.
 
     Args:
-        path: of the file; its folder must exist.
-        save: writes a file of the same name in another folder.
+        path: path of the file; its folder must exist.
+        save: function that writes a file of the same name in another folder.
 
     Returns:
         The path.

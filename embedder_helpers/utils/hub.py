@@ -25,10 +25,10 @@ def kaggle_file(role: str, name: str, handle: str, file: str = "config.json") ->
     """Download one file of a Kaggle model, or find it among a session's inputs.
 
     Args:
-        role: the setting that names the model, for messages.
-        name: the model as the user names it, for messages.
-        handle: of the model, with or without `kaggle://`.
-        file: of the model.
+        role: setting that names the model, for messages.
+        name: name of the model in that setting, for messages.
+        handle: handle of the model, with or without `kaggle://`.
+        file: name of the file.
 
     Raises:
         InputError: no access, no such model, or no network.
@@ -55,14 +55,14 @@ def kaggle_file(role: str, name: str, handle: str, file: str = "config.json") ->
 
 
 def _kaggle_advice(error: Exception, status: int | None, page: str) -> str:
-    """What to do about a refusal; empty if the error is none."""
-    licence = f"accept the licence at {page}"
+    """What to do about a refusal; empty for any other error."""
+    license = f"accept the license at {page}"
     if "not consented" in str(error):  # so the account is known
-        return f"{licence} with the token's account"
+        return f"{license} with the token's account"
     if status == 401 or error_kind(error) in ("CredentialError", "UnauthenticatedError"):
-        return f"the token is missing or invalid: {KAGGLE_TOKEN_ADVICE}; and {licence}"
+        return f"the token is missing or invalid: {KAGGLE_TOKEN_ADVICE}; and {license}"
     if status == 403 or error_kind(error) == "BackendError":
-        return f"{licence}, and outside Kaggle {KAGGLE_TOKEN_ADVICE}"
+        return f"{license}, and outside Kaggle {KAGGLE_TOKEN_ADVICE}"
     return ""
 
 
@@ -70,8 +70,8 @@ def hugging_face_config(role: str, name: str) -> Path:
     """Download the config.json of a Hugging Face model, or find it in the cache.
 
     Args:
-        role: the setting that names the model, for messages.
-        name: its `hf://` handle.
+        role: setting that names the model, for messages.
+        name: `hf://` handle of the model.
 
     Raises:
         InputError: no access, no such model, no such file, or no network.
@@ -85,8 +85,8 @@ def hugging_face_config(role: str, name: str) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repository, "config.json"))
     except errors.GatedRepoError:
-        licence = f"accept the licence at https://huggingface.co/{repository} with the token's "
-        step = f"{licence}account" if has_token else advice
+        license = f"accept the license at https://huggingface.co/{repository} with the token's "
+        step = f"{license}account" if has_token else advice
         raise InputError(f"{role}: {name} is gated: {step}") from None
     except errors.RepositoryNotFoundError:
         step = "check the spelling" + ("" if has_token else f", and if it is private {advice}")

@@ -6,6 +6,7 @@ one (`overall_progress`); otherwise each long step has a bar of its own.
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,10 @@ class _LogHandler(logging.Handler):
     """Writes log lines to standard error, above the bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 def show_log(level: int = logging.INFO) -> None:
@@ -51,15 +55,15 @@ def overall_progress(total: float, description: str) -> Iterator[tqdm]:
 
     Args:
         total: work in floating-point operations, approximately.
-        description: shown in front of the bar.
+        description: text in front of the bar.
     """
     global _overall
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} elapsed{left}"
-    bar = _OverallBar(
-        total=total, desc=description, file=sys.stderr, mininterval=2, bar_format=form,
-        disable=not _shown,
-    )  # fmt: skip
-    with bar as _overall:
+    with contextlib.ExitStack() as stack:
+        # Hidden, it is written nowhere but still counts: its pace decides what fits a deadline.
+        file = sys.stderr if _shown else stack.enter_context(open(os.devnull, "w"))
+        bar = _OverallBar(total=total, desc=description, file=file, mininterval=2, bar_format=form)
+        _overall = stack.enter_context(bar)
         try:
             yield _overall
         finally:

@@ -159,7 +159,7 @@ def test_an_empty_split_is_an_error(tmp_path, split, ending, content):
         ('["a", 0]', "not a JSON object"),
     ],
 )
-def test_a_line_that_is_no_json_object_is_named_by_its_number(tmp_path, line, fault):
+def test_a_line_that_is_not_a_json_object_is_named_by_its_number(tmp_path, line, fault):
     write_folder(tmp_path)
     (tmp_path / "test.jsonl").write_text('{"text": "a", "label": 0}\n' + line + "\n")
     assert f"{tmp_path / 'test.jsonl'}, line 2 is {fault}" in message_of(tmp_path)

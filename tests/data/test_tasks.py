@@ -59,7 +59,7 @@ def test_an_experiment_says_where_local_data_are_and_how_to_read_them(tmp_path):
     assert (task.name, task.samples_per_label, len(task.train)) == ("ImdbClassification", 3, 20)
 
 
-def test_a_validation_file_is_the_validation_split_and_no_part_of_train(tmp_path):
+def test_a_validation_file_is_the_validation_split_and_not_part_of_train(tmp_path):
     task = load_task(str(write_folder(tmp_path, validation=make_rows(6, prefix="held"))))
     assert task.validation.texts() == [f"held {i}" for i in range(6)]
     assert task.training_rows.tolist() == list(range(40))
@@ -383,7 +383,7 @@ def test_texts_and_labels_make_a_task_with_a_tenth_held_out():
         (pd.DataFrame({"text": ["a", "b"]}), [0, 1], "one of its columns"),
     ],
 )
-def test_invalid_texts_or_labels_make_no_task(texts, labels, fault):
+def test_invalid_texts_or_labels_are_an_error(texts, labels, fault):
     with pytest.raises(InputError) as error:
         task_from_arrays(texts, labels)
     assert fault in str(error.value)

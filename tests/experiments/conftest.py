@@ -15,9 +15,9 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fast_experiments(one_thread: None) -> Iterator[None]:
-    """Excludes the libraries' objects from garbage collection, which every experiment repeats."""
+    """Excludes what exists already from garbage collection, which every experiment repeats."""
     import keras_hub  # noqa: F401
 
     gc.collect()

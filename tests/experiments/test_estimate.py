@@ -92,7 +92,7 @@ def test_a_streamed_gemma_needs_the_memory_of_one_layer(experiment):
         )
         for is_streamed in (False, True)
     )
-    layer = count_weights(preset_shape("llm_preset", "tiny_gemma")).block
+    layer = count_weights(preset_shape("llm_preset", "tiny_gemma")).layer
     difference = part(loaded, "tiny_gemma")["memory GB"] - part(streamed, "tiny_gemma")["memory GB"]
     assert difference == pytest.approx(4 * 4 * layer / 1e9)
 
@@ -100,7 +100,7 @@ def test_a_streamed_gemma_needs_the_memory_of_one_layer(experiment):
 def test_operations_are_two_per_weight_and_those_of_attention():
     shape = preset_shape("llm_preset", "tiny_gemma")
     without_attention = estimate.forward_operations(shape, 10, 3, 0)
-    assert without_attention == 10 * 3 * 2 * count_weights(shape).block
+    assert without_attention == 10 * 3 * 2 * count_weights(shape).layer
     attention = estimate.forward_operations(shape, 10, 3, 7) - without_attention
     assert attention == 10 * 3 * 4 * 7 * 3 * 32
 

@@ -102,9 +102,9 @@ def run_batches(batches, scored=()):
     gemma = shared_gemma()
     passes, scores = 0, {}
     for batch in batches:
-        before = gemma.block_passes
+        before = gemma.layer_passes
         batch.compute_missing()
-        passes += gemma.block_passes - before
+        passes += gemma.layer_passes - before
         for plan in batch.plans:
             if plan.experiment.llm_layers in scored:
                 _, result = run_experiment(plan, batch.cache)
@@ -133,10 +133,10 @@ def test_each_text_of_a_batch_passes_each_layer_once(make_plans, rain):
 def test_running_the_plans_of_a_batch_computes_no_hidden_states(make_plans, rain):
     (batch,) = gemma_batches(make_plans(rain, ALL_CUTOFFS[:2]))
     batch.compute_missing()
-    before = shared_gemma().block_passes
+    before = shared_gemma().layer_passes
     for plan in batch.plans:
         run_experiment(plan, batch.cache)
-    assert shared_gemma().block_passes == before
+    assert shared_gemma().layer_passes == before
 
 
 def test_tasks_and_norms_share_a_forward_pass(make_plans, rain, snow):

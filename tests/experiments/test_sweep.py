@@ -261,7 +261,7 @@ def test_an_experiment_that_would_miss_the_deadline_is_not_started(
     assert cutoffs_of(results) == [[1]]
     ((name, reason),) = failed.items()
     assert "gemma_only-k2" in name and "time" in reason and "--hours" in reason
-    assert "stopped in time, 1 experiments" in log.text
+    assert "with 1 experiments left" in log.text
 
 
 def test_a_sweep_that_stopped_in_time_continues_where_it_stopped(pair, tmp_path, monkeypatch):

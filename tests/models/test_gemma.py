@@ -119,20 +119,20 @@ def test_a_forward_pass_resumes_from_raw_hidden_states():
 
 def test_raw_hidden_states_are_normed_without_passing_a_layer():
     gemma = shared_gemma()
-    before = gemma.block_passes
+    before = gemma.layer_passes
     for _, rows, states in gemma.forward_layers(token_ids(), [RMS[6]], (7, raw_states()[6])):
         raw = np.concatenate([raw_states()[6].text(row) for row in rows])
         assert relative_error(states, rms_norm(raw)) < 1e-3
-    assert gemma.block_passes == before
+    assert gemma.layer_passes == before
 
 
 def test_layer_passes_are_counted_per_text_up_to_the_largest_cutoff():
     gemma = shared_gemma()
-    before = gemma.block_passes
+    before = gemma.layer_passes
     gemma.hidden_states(token_ids(), [RMS[1], RMS[4], RAW[4]])
-    assert gemma.block_passes - before == len(TEXTS) * 5
+    assert gemma.layer_passes - before == len(TEXTS) * 5
     list(gemma.forward_layers(token_ids(), [RMS[3]], resume_from=(3, raw_states()[2])))
-    assert gemma.block_passes - before == len(TEXTS) * (5 + 1)
+    assert gemma.layer_passes - before == len(TEXTS) * (5 + 1)
 
 
 @pytest.mark.parametrize(("norm", "dtype"), [("none", "float32"), ("rms", "float16")])

@@ -71,16 +71,16 @@ def computed_in_memory(spec):
 def get(cache, specs, ids=None, gemma=None):
     """Hidden states, by default of `TEXTS`, and the layer passes that they cost."""
     gemma = gemma or shared_gemma()
-    before = gemma.block_passes
+    before = gemma.layer_passes
     states = cache.get_or_compute(gemma, token_ids() if ids is None else ids, specs)
-    return states, gemma.block_passes - before
+    return states, gemma.layer_passes - before
 
 
 def compute_missing(cache, wanted, ids=None, **options):
     """The layer passes that it costs."""
-    before = shared_gemma().block_passes
+    before = shared_gemma().layer_passes
     cache.compute_missing(shared_gemma(), token_ids() if ids is None else ids, wanted, **options)
-    return shared_gemma().block_passes - before
+    return shared_gemma().layer_passes - before
 
 
 def assert_right(states, spec, rows=None):
@@ -416,7 +416,7 @@ folder, texts, cutoffs, pause = json.loads(sys.stdin.readline())
 with two_texts_per_batch():
     specs = [HiddenStateSpec(cutoff, "rms") for cutoff in cutoffs]
     HiddenStateCache(folder).get_or_compute(gemma, gemma.tokenize(texts, 64)[0], specs)
-print("done", gemma.block_passes, flush=True)
+print("done", gemma.layer_passes, flush=True)
 """
 
 
@@ -519,7 +519,7 @@ def test_an_interrupted_computation_continues_to_the_same_hidden_states(
     masks=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=6, max_size=6),
     count=st.integers(0, 6),
 )
-def test_an_interrupted_computation_of_other_texts_per_spec_continues_to_the_same(masks, count):
+def test_resuming_gives_the_same_hidden_states_when_specs_want_different_texts(masks, count):
     wanted = dict(zip([ONE, THREE], np.array(masks, bool).T, strict=True))
     with tempfile.TemporaryDirectory() as folder:
         undisturbed, cache = (HiddenStateCache(f"{folder}/{name}") for name in "ab")

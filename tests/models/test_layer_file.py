@@ -123,7 +123,7 @@ def test_damaged_texts_are_not_kept(written):
     assert missing(file) == [0, 2, 3, 4, 5] and count_records(file.path) == 1
 
 
-def test_keeping_no_text_deletes_the_file(written):
+def test_keeping_no_texts_deletes_the_file(written):
     file = written()
     file.keep_only({b"a" * 16})
     assert not file.path.exists() and not file.index.exists()
@@ -142,7 +142,7 @@ def test_deleting_returns_the_bytes_that_the_hidden_states_took(written):
 
 @BOTH
 @given(data=st.data())
-def test_texts_that_a_truncated_file_does_not_hold_completely_are_missing(part, data, written):
+def test_texts_beyond_the_end_of_a_truncated_file_are_missing(part, data, written):
     ends = ENDS[part]
     near_an_end = st.sampled_from([int(end) + by for end in ends for by in (-1, 0, 1)])
     length = data.draw(st.one_of(near_an_end, st.integers(0, int(ends[-1]))))
@@ -162,7 +162,7 @@ def test_garbage_after_the_last_text_is_overwritten(part, garbage, written):
 
 
 @given(position=st.integers(0, int(ENDS["states"][-1]) - 1), mask=st.integers(1, 255))
-def test_a_changed_byte_of_the_hidden_states_costs_its_text(position, mask, written):
+def test_a_corrupted_byte_of_the_hidden_states_invalidates_only_its_text(position, mask, written):
     file = damage(written(), "states", flip_byte(position, mask))
     assert missing(file) == [np.searchsorted(ENDS["states"], position, side="right")]
     assert_repairable(file)
@@ -171,14 +171,14 @@ def test_a_changed_byte_of_the_hidden_states_costs_its_text(position, mask, writ
 @example(position=20, mask=1)  # where the first text starts
 @example(position=len(KEYS) * RECORD.itemsize - 1, mask=1)
 @given(position=st.integers(0, int(ENDS["index"][-1]) - 1), mask=st.integers(1, 255))
-def test_a_changed_byte_of_the_index_costs_its_text(position, mask, written):
+def test_a_corrupted_byte_of_the_index_invalidates_only_its_text(position, mask, written):
     file = damage(written(), "index", flip_byte(position, mask))
     assert missing(file) == [position // RECORD.itemsize]
     assert_repairable(file)
 
 
 @BOTH
-def test_the_hidden_states_and_the_index_need_each_other(part, written):
+def test_without_its_hidden_states_or_its_index_every_text_is_missing(part, written):
     file = written()
     (file.index if part == "index" else file.path).unlink()
     assert missing(file) == list(range(len(KEYS)))

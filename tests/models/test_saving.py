@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -264,7 +263,7 @@ def test_a_damaged_or_missing_file_is_named(small):
 def test_a_later_version_is_an_error(small):
     path = small / "embedder.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(InputError, match="update it"):
+    with pytest.raises(InputError, match="has format .*: update embedder_helpers"):
         load_embedder(small)
 
 
@@ -321,19 +320,6 @@ def test_an_embedder_of_format_1_is_saved_again_in_the_same_format(format_1, tmp
     before, after = ((folder / "embedder.json").read_text() for folder in (format_1, again))
     versions = json.loads(before)["versions"]
     assert json.dumps(json.loads(after) | {"versions": versions}) == json.dumps(json.loads(before))
-
-
-@pytest.mark.slow
-def test_an_embedder_of_an_earlier_version_has_its_embeddings_bit_for_bit():
-    """FOLDER is accompanied by FOLDER.npz: `texts`, and their `embeddings` on this machine."""
-    folder = os.environ.get("EMBEDDER_OLD_EMBEDDER")
-    if not folder:
-        pytest.skip("EMBEDDER_OLD_EMBEDDER names no folder saved by an earlier version")
-    expected = np.load(f"{folder}.npz")
-    embedder = load_embedder(folder)
-    np.testing.assert_array_equal(
-        embedder.encode(expected["texts"].tolist()), expected["embeddings"]
-    )
 
 
 # Embedders saved by a run

@@ -12,7 +12,7 @@ from embedder_helpers.models.shapes import count_parameters, count_weights, pres
 
 def count_all(shape):
     weights = count_weights(shape)
-    return weights.embedding + shape["num_layers"] * weights.block
+    return weights.embedding + shape["num_layers"] * weights.layer
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_bands_are_the_intervals_of_the_comparison():
     for panel, column in zip(panels, ("accuracy", "macro F1"), strict=True):
         hybrid, gemma, *_ = bands(panel)
         assert hybrid == {4: pytest.approx(score_interval(seeds, column)[1:])}
-        ends = [pytest.approx(score_interval([one], column)[1:]) for one in alone]
+        ends = [pytest.approx(score_interval([single], column)[1:]) for single in alone]
         assert gemma == dict(zip((4, 5), ends, strict=True))
         assert "95 % CI" in legend_labels(panel)
 
@@ -148,7 +148,7 @@ def test_a_cutoff_that_was_both_selected_and_set_counts_once_per_seed():
     assert bands(panel)[0] == {4: pytest.approx(tuple(ends))}
 
 
-def test_other_settings_have_named_curves_of_their_own():
+def test_different_settings_have_different_named_curves():
     results = [
         *(result(cutoffs=(k,), accuracy=k / 20, pooling="mean") for k in (5, 10)),
         *(result(cutoffs=(k,), accuracy=k / 40, pooling="max") for k in (5, 10)),
@@ -159,8 +159,10 @@ def test_other_settings_have_named_curves_of_their_own():
     assert "hybrid" not in shown
 
 
-def test_levels_of_other_settings_have_line_styles_of_their_own():
-    results = [result("roberta_only", (), history=TRAINED, pooling=one) for one in ("mean", "max")]
+def test_roberta_baselines_with_different_settings_have_different_line_styles():
+    results = [
+        result("roberta_only", (), history=TRAINED, pooling=pooling) for pooling in ("mean", "max")
+    ]
     panel, _ = figures.plot_layers(results).axes
     styles = {
         line.get_linestyle() for line in panel.get_lines() if "RoBERTa only" in line.get_label()

@@ -19,7 +19,7 @@ def test_a_result_is_read_back_as_it_was_written(tmp_path):
     assert read_result(tmp_path / "one.json") == result()
 
 
-def test_an_incomplete_or_missing_file_is_no_result(tmp_path):
+def test_an_incomplete_or_missing_file_is_not_a_result(tmp_path):
     write_result(result(), tmp_path / "one.json")
     content = (tmp_path / "one.json").read_text()
     for broken in ("", content[:100], "[]", "{}"):

@@ -207,7 +207,7 @@ def test_an_embedder_without_a_result_has_no_scores():
 
 
 @pytest.mark.parametrize("fields", [None, {}, {"scores": {}}, {"from": "another version"}])
-def test_fields_that_are_no_result_give_none(fields):
+def test_fields_that_are_not_a_result_give_none(fields):
     assert saved_result(fields) is None
 
 
@@ -235,7 +235,7 @@ def test_of_many_labels_the_first_are_listed():
         ("hybrid", {"slm_preset": "my_roberta"}, OTHER),
     ],
 )
-def test_the_licence_is_the_strictest_of_the_parts(kind, names, expected):
+def test_the_license_is_the_strictest_of_the_parts(kind, names, expected):
     manifest = made_manifest(result(kind, () if kind == "roberta_only" else (4,)), **names)
     assert license_of(manifest) == expected
     card = card_of(manifest)

@@ -165,7 +165,7 @@ def test_a_second_upload_replaces_the_embedder_and_nothing_else(publish, hub, sa
     assert hub.repos["me/mine"]["figure.png"] == b"theirs"
 
 
-def test_kaggle_gets_the_licence_by_its_name_and_a_version_the_second_time(
+def test_kaggle_gets_the_license_by_its_name_and_a_version_the_second_time(
     publish, hub, saved_gemma
 ):
     for _ in range(2):
@@ -224,12 +224,12 @@ def test_without_an_account_the_name_of_the_secret_is_shown(
         ("me/mine", "must be kaggle:owner/model or hf:owner/model"),
         ("hf:mine", "must be kaggle:owner/model or hf:owner/model"),
         ("hf:me/mine/more", "must be kaggle:owner/model or hf:owner/model"),
-        ("hf:me/mi--ne", "Hugging Face takes letters"),
-        ("hf:/mine", "Hugging Face takes letters"),
-        ("hf:me/mine.git", "Hugging Face takes letters"),
-        ("hf:me/my model", "Hugging Face takes letters"),
-        ("kaggle:me/my_model", "Kaggle takes letters"),
-        ("kaggle:me/-model", "Kaggle takes letters"),
+        ("hf:me/mi--ne", "Hugging Face allows only letters"),
+        ("hf:/mine", "Hugging Face allows only letters"),
+        ("hf:me/mine.git", "Hugging Face allows only letters"),
+        ("hf:me/my model", "Hugging Face allows only letters"),
+        ("kaggle:me/my_model", "Kaggle allows only letters"),
+        ("kaggle:me/-model", "Kaggle allows only letters"),
     ],
 )
 def test_an_invalid_address_is_reported(to, remedy):
@@ -260,7 +260,7 @@ def test_a_dry_run_shows_everything_and_sends_no_request(publish, hub, saved_gem
         assert f"{len(data):>15,}  {name}" in out
     assert f"{sum(map(len, files.values())):>15,}  bytes in {len(files)} files" in out
     assert files["README.md"].decode() in out
-    assert "private if new" in out and "licence:    apache-2.0" in out
+    assert "private if new" in out and "license:    apache-2.0" in out
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_an_invalid_handle_is_reported(llm, remedy, local_gemma):
     assert repr(llm) in str(caught.value) and remedy in str(caught.value)
 
 
-def test_a_local_folder_is_no_handle(publish, local_gemma):
+def test_a_local_folder_is_not_a_handle(publish, local_gemma):
     folder, part = local_gemma / "my_gemma", local_gemma / "part"
     status, _, message = publish(part, "--to", "hf:me/mine", "--llm", folder)
     assert status == 2 and str(folder) in message and "others can download" in message

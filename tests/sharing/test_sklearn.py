@@ -53,7 +53,7 @@ def test_a_trained_embedder_can_be_saved_and_used_again(fitted, tmp_path):
     np.testing.assert_array_equal(saved.fit_transform(TEXTS), fitted.transform(TEXTS))
 
 
-def test_a_fitted_one_cannot_be_pickled(fitted):
+def test_a_fitted_embedder_cannot_be_pickled(fitted):
     with pytest.raises(InputError, match=r"embedder_.save\(folder\)"):
         pickle.dumps(fitted)
 

@@ -22,7 +22,7 @@ def test_every_setting_is_listed_once_with_its_default_and_allowed_values():
 
 def test_every_group_has_one_table():
     headings = [line for line in configuration_page.tables().splitlines() if line.startswith("#")]
-    assert sorted(headings) == sorted({f"## {one.group}" for one in settings().values()})
+    assert sorted(headings) == sorted({f"## {setting.group}" for setting in settings().values()})
 
 
 def test_what_is_above_the_mark_is_kept(tmp_path, monkeypatch):

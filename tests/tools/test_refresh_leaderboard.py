@@ -33,7 +33,7 @@ def get_row(board, model, task=AMAZON):
 # Scores and metadata
 
 
-def test_the_english_subset_is_read_and_not_its_extension():
+def test_subset_en_is_read_and_en_ext_is_ignored():
     subsets = [subset("de", 0.9), subset("en-ext", 0.8), subset("en", 0.6)]
     assert english_scores(subsets) == (0.6, 0.5)
 
@@ -66,7 +66,7 @@ def test_without_metadata_training_is_as_in_the_present_row_or_unknown():
     assert trained_on_task(AMAZON, None, None) == "unknown"
 
 
-def test_a_present_doubt_is_kept_against_a_no_but_not_against_a_yes():
+def test_unknown_is_replaced_by_yes_but_not_by_no():
     assert trained_on_task(AMAZON, [], "unknown") == "unknown"
     assert trained_on_task(AMAZON, [AMAZON], "unknown") == "yes"
 
@@ -86,11 +86,11 @@ def test_rows_of_the_repository_replace_present_ones_and_the_others_are_kept(tmp
 
 def test_an_error_leaves_the_file_as_it_is(tmp_path, monkeypatch):
     def fail(clone, rows):
-        raise InputError("it holds no results")
+        raise InputError("it contains no results")
 
     monkeypatch.setattr(refresh_leaderboard, "read_repository", fail)
     (tmp_path / "board.csv").write_text("as it is")
-    with pytest.raises(SystemExit, match="it holds no results; .*board.csv is unchanged"):
+    with pytest.raises(SystemExit, match="it contains no results; .*board.csv is unchanged"):
         main(["--clone", str(tmp_path), "--out", str(tmp_path / "board.csv")])
     assert (tmp_path / "board.csv").read_text() == "as it is"
 
@@ -254,7 +254,7 @@ def test_the_public_repository_is_downloaded_and_later_updated(
 
 
 @pytest.mark.real
-def test_a_folder_that_is_no_clone_is_an_error(reference_python, tmp_path):
+def test_a_folder_that_is_not_a_clone_is_an_error(reference_python, tmp_path):
     done = run(reference_python, "--clone", tmp_path, "--out", tmp_path / "board.csv")
-    assert done.returncode == 1 and f"{tmp_path} holds no results of {AMAZON}" in done.stderr
+    assert done.returncode == 1 and f"{tmp_path} contains no results of {AMAZON}" in done.stderr
     assert not list(tmp_path.iterdir()) and LEADERBOARD_FILE.exists()

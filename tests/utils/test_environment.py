@@ -193,7 +193,7 @@ def test_a_secret_is_read_from_the_environment_first(monkeypatch):
 
 @pytest.mark.parametrize("put", [put_kaggle_secrets, put_colab])
 def test_a_secret_is_read_from_the_platforms_service(monkeypatch, put):
-    monkeypatch.setenv("MY_SECRET", "")  # an empty variable is no secret
+    monkeypatch.setenv("MY_SECRET", "")  # an empty variable is not a secret
     put(monkeypatch, {"MY_SECRET": "from the service"})
     assert environment.get_secret("MY_SECRET") == "from the service"
 

@@ -102,28 +102,28 @@ def test_a_file_of_a_kaggle_model_is_downloaded_by_its_handle(kaggle, tmp_path, 
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refusal_by_kaggle_advises_licence_and_token(kaggle, status):
+def test_a_refusal_by_kaggle_advises_license_and_token(kaggle, status):
     kaggle(kaggle_error(status))
     message = kaggle_message()
     assert f"'gemma_2b_en' ({status})" in message
-    assert "KAGGLE_API_TOKEN" in message and f"accept the licence at {PAGE}" in message
+    assert "KAGGLE_API_TOKEN" in message and f"accept the license at {PAGE}" in message
 
 
-def test_a_missing_consent_advises_the_licence_only(kaggle):
+def test_a_missing_consent_advises_the_license_only(kaggle):
     kaggle(kaggle_error(403, f"User has not consented to terms of use. {TOKEN}"))
     message = kaggle_message()
-    assert f"accept the licence at {PAGE}" in message and "KAGGLE_API_TOKEN" not in message
+    assert f"accept the license at {PAGE}" in message and "KAGGLE_API_TOKEN" not in message
 
 
 def test_missing_credentials_advise_the_token_first(kaggle):
     kaggle(UnauthenticatedError())
     message = kaggle_message()
-    assert message.index("KAGGLE_API_TOKEN") < message.index("accept the licence")
+    assert message.index("KAGGLE_API_TOKEN") < message.index("accept the license")
 
 
-def test_a_refusal_inside_a_kaggle_session_advises_the_licence(kaggle):
+def test_a_refusal_inside_a_kaggle_session_advises_the_license(kaggle):
     kaggle(BackendError("refused"))
-    assert f"accept the licence at {PAGE}" in kaggle_message()
+    assert f"accept the license at {PAGE}" in kaggle_message()
 
 
 @pytest.mark.parametrize("error", [kaggle_error(404), ValueError(f"bad handle {TOKEN}")])
@@ -133,7 +133,7 @@ def test_an_unknown_kaggle_model_is_an_error_with_the_models_page(kaggle, error)
 
 
 @pytest.mark.parametrize("error", [ConnectionError(f"https://user:{TOKEN}@x"), kaggle_error(500)])
-def test_without_kaggle_the_error_names_its_class_and_the_ways_out(kaggle, error):
+def test_an_unreachable_kaggle_error_shows_its_class_and_remedies(kaggle, error):
     kaggle(error)
     message = kaggle_message()
     assert f"'gemma_2b_en' ({type(error).__name__})" in message
@@ -182,10 +182,10 @@ def test_without_a_token_the_error_says_how_to_set_one(hugging_face, kind):
     assert "https://huggingface.co/settings/tokens" in message
 
 
-def test_with_a_token_a_gated_model_advises_the_licence_only(hugging_face, token):
+def test_with_a_token_a_gated_model_advises_the_license_only(hugging_face, token):
     hugging_face(hugging_face_error(errors.GatedRepoError))
     message = hugging_face_message()
-    assert "accept the licence at https://huggingface.co/google/gemma-2b" in message
+    assert "accept the license at https://huggingface.co/google/gemma-2b" in message
     assert "settings/tokens" not in message
 
 

@@ -65,7 +65,8 @@ def initialize_token_embeddings(
     and 5). With masked tokens alone a model this small takes several times as long to get there.
 
     Args:
-        model: its token embeddings are replaced, at the scale of their random initialization.
+        model: model whose token embeddings are replaced, at the scale of their random
+            initialization.
         stream: `(tokens,)` ids of the text.
     """
     size = VOCABULARY_SIZE

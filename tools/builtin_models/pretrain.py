@@ -52,8 +52,8 @@ def pretrain(name: str, folder: Path, target: Path) -> Path:
 
     Args:
         name: `tiny_gemma` or `tiny_roberta`.
-        folder: for the text, checkpoints and the random initialization.
-        target: for the preset, in a subfolder `name`.
+        folder: folder for the text, checkpoints and the random initialization.
+        target: parent folder of the preset's folder `name`.
 
     Returns:
         The CSV file of its training curve.
@@ -113,11 +113,12 @@ def fit(
     """Train, saving model, optimizer and training curve every `CHECKPOINT_STEPS` steps.
 
     Args:
-        model: trained in place.
+        model: model to train in place.
         schedule: batch size, steps and learning rate.
-        sample: returns the examples of the steps from a checkpoint, given by its step, to the next.
+        sample: function that returns the examples of the steps from a checkpoint, given by its
+            step, to the next.
         evaluation: held-out examples.
-        path: of the checkpoint and the curve, without suffix.
+        path: path of the checkpoint and the curve, without suffix.
     """
     checkpoint, curve = path.with_suffix(".weights.h5"), path.with_suffix(".csv")
     rate = keras.optimizers.schedules.CosineDecay(

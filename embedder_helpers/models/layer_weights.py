@@ -29,11 +29,11 @@ def check_streamable(preset: Preset) -> None:
     _layer_groups(preset)
 
 
-def block_reader(preset: Preset, layer: keras.layers.Layer) -> Callable[[int], list[Any]]:
+def layer_reader(preset: Preset, layer: keras.layers.Layer) -> Callable[[int], list[Any]]:
     """A function that reads a layer's weights as float32, in the order of its variables.
 
     Args:
-        preset: one that `check_streamable` accepts.
+        preset: a preset that `check_streamable` accepts.
         layer: any decoder layer of the model, for the order and the shapes of the weights.
 
     Returns:

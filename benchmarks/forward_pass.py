@@ -1,7 +1,8 @@
-"""Gemma's forward pass: its speed relative to the machine's peak, torch and the original method.
+"""Speed of Gemma's forward pass, relative to the CPU's peak, PyTorch and the original method.
 
-usage: python benchmarks/walk.py --llm presets/gemma3_270m --data data/amazon_counterfactual \
-           [--torch-python PYTHON --torch-model FOLDER] [--texts 512]
+usage: python benchmarks/forward_pass.py --llm presets/gemma3_270m \
+           --data data/amazon_counterfactual [--texts 512] \
+           [--torch-python PYTHON --torch-model FOLDER]
 """
 
 import tempfile
@@ -66,7 +67,7 @@ def measure(options, gemma, loaded, ids, longest, flops) -> dict[str, list[float
 def figures(count, gemma, ids, longest, flops, seconds) -> list[tuple[str, str]]:
     """Quantities and values."""
     layers, tokens = gemma.preset.num_layers, int(ids.lengths.sum())
-    passes = gemma.block_passes / len(ids) / (1 + len(seconds["sweep"]))
+    passes = gemma.layer_passes / len(ids) / (1 + len(seconds["sweep"]))
     # The original method repeats a text's forward pass for every cutoff and epoch.
     original = [one * count / SLICE * layers * EPOCHS for one in seconds["original"]]
     computed = sum(
@@ -82,7 +83,7 @@ def figures(count, gemma, ids, longest, flops, seconds) -> list[tuple[str, str]]
         ),
         ("peak of matrix products, GFLOP per second", rate(flops / 1e9, seconds["peak"])),
         (
-            "useful tokens × operations in the weights, as a fraction of that peak",
+            "model FLOPs utilization, padding not counted: fraction of that peak",
             ratio(seconds["peak"], seconds["forward"]),
         ),
         ("padding, fraction of the tokens computed", padding_fraction(tokens, computed)),
@@ -96,8 +97,8 @@ def figures(count, gemma, ids, longest, flops, seconds) -> list[tuple[str, str]]
             rate(tokens, seconds["forward"]),
         ),
         (
-            f"the same, all {layers} cutoffs normed, checked and written, loading of the weights "
-            "included",
+            f"the same, all {layers} cutoffs normalized, checked and written, loading of the "
+            "weights included",
             rate(tokens, seconds["sweep"]),
         ),
     ]
@@ -108,7 +109,7 @@ def figures(count, gemma, ids, longest, flops, seconds) -> list[tuple[str, str]]
 
 
 def sweep(gemma, ids) -> None:
-    """Hidden states after every layer, normed, checked and written."""
+    """Compute hidden states after every layer, normalize, check and write them."""
     specs = [HiddenStateSpec(k, "rms") for k in range(1, gemma.preset.num_layers + 1)]
     with tempfile.TemporaryDirectory() as folder:
         every_text = {spec: np.ones(len(ids), bool) for spec in specs}

@@ -1,4 +1,4 @@
-"""The face: the public names, found without importing Keras or TensorFlow."""
+"""The public API: its names, found without importing Keras or TensorFlow."""
 
 import json
 import subprocess
@@ -10,7 +10,12 @@ import pytest
 import embedder_helpers as eh
 
 ROOT = Path(__file__).resolve().parent.parent
-LIGHT = ["Experiment", "InputError", "load_experiments", "with_baselines", "results_table"]
+NAMES = set(
+    "Experiment InputError build_embedder evaluate layer_table load_embedder load_experiments "
+    "load_results load_task results_table run_experiments summarize with_baselines "
+    "write_report".split()
+)
+LIGHT = sorted(NAMES - {"build_embedder", "load_embedder"})  # these two build Keras models
 HEAVY = ["keras", "keras_hub", "tensorflow", "torch", "jax"]
 IMPORT = """
 import json, sys
@@ -42,13 +47,13 @@ def test_the_light_names_need_neither_keras_nor_a_backend(imported):
 
 
 def test_every_public_name_is_listed(imported):
-    assert set(LIGHT) < set(imported["all"]) < set(imported["dir"])
+    assert set(imported["all"]) == NAMES < set(imported["dir"])
     assert imported["version"] == eh.__version__
 
 
 @pytest.mark.parametrize("name", eh.__all__)
 def test_every_public_name_is_documented(name):
-    assert getattr(eh, name).__doc__
+    assert not getattr(eh, name).__doc__.startswith(name)  # what a data class would get by itself
 
 
 def test_an_unknown_name_is_an_attribute_error():

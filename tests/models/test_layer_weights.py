@@ -14,8 +14,8 @@ from embedder_helpers.builtin import BUILTIN_FOLDER
 from embedder_helpers.config import InputError
 from embedder_helpers.models import gemma as gemma_module
 from embedder_helpers.models import presets
-from embedder_helpers.models.block_weights import WEIGHTS_FILE, block_reader
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
+from embedder_helpers.models.layer_weights import WEIGHTS_FILE, layer_reader
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +35,7 @@ def layers():
 
 @functools.cache
 def reader():
-    return block_reader(TINY, layers()[0])
+    return layer_reader(TINY, layers()[0])
 
 
 def arrays(weights):
@@ -88,7 +88,7 @@ def test_a_layers_weights_are_those_that_keras_hub_loads(index):
 
 
 def test_any_layer_gives_the_order_of_weights():
-    assert_equal(block_reader(TINY, layers()[17])(3), reader()(3))
+    assert_equal(layer_reader(TINY, layers()[17])(3), reader()(3))
 
 
 def test_half_precision_weights_are_read_as_float32(preset_copy):
@@ -103,7 +103,7 @@ def test_half_precision_weights_are_read_as_float32(preset_copy):
 
     change_layers(path, halve)
     expected = [array.astype("float16").astype("float32") for array in arrays(reader()(4))]
-    assert_equal(block_reader(preset, layers()[0])(4), expected)
+    assert_equal(layer_reader(preset, layers()[0])(4), expected)
 
 
 def test_bfloat16_weights_are_read_as_float32(tmp_path):
@@ -112,7 +112,7 @@ def test_bfloat16_weights_are_read_as_float32(tmp_path):
     preset = dataclasses.replace(TINY, handle=str(tmp_path), num_layers=3)
     variables = half.transformer_layers[2].variables
     expected = [np.asarray(variable.value).astype("float32") for variable in variables]
-    assert_equal(block_reader(preset, layers()[0])(2), expected)
+    assert_equal(layer_reader(preset, layers()[0])(2), expected)
 
 
 def test_weights_of_a_preset_on_kaggle_are_downloaded(monkeypatch):
@@ -125,7 +125,7 @@ def test_weights_of_a_preset_on_kaggle_are_downloaded(monkeypatch):
         return BUILTIN_FOLDER / "tiny_gemma" / file
 
     monkeypatch.setattr(presets, "kaggle_file", download)
-    read = block_reader(preset, layers()[0])
+    read = layer_reader(preset, layers()[0])
     assert requests == [("keras/gemma/keras/gemma_far", WEIGHTS_FILE)]
     assert_equal(read(2), reader()(2))
 
@@ -210,14 +210,14 @@ def test_a_preset_with_weights_in_several_files_is_an_error(preset_copy):
     preset, path = preset_copy
     path.rename(path.with_name("model_00000.weights.h5"))
     with pytest.raises(InputError, match=f"{WEIGHTS_FILE}.*stream_blocks: false"):
-        block_reader(preset, layers()[0])
+        layer_reader(preset, layers()[0])
 
 
 def test_a_truncated_file_is_an_error(preset_copy):
     preset, path = preset_copy
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(InputError, match="stream_blocks: false"):
-        block_reader(preset, layers()[0])
+        layer_reader(preset, layers()[0])
 
 
 def test_other_names_of_layers_are_an_error(preset_copy):
@@ -230,7 +230,7 @@ def test_other_names_of_layers_are_an_error(preset_copy):
 
     change_layers(path, rename)
     with pytest.raises(InputError, match="0 of 18 layers.*stream_blocks: false.*save_to_preset"):
-        block_reader(preset, layers()[0])
+        layer_reader(preset, layers()[0])
 
 
 def drop_layer(groups):
@@ -241,7 +241,7 @@ def test_a_missing_layer_is_an_error(preset_copy):
     preset, path = preset_copy
     change_layers(path, drop_layer)
     with pytest.raises(InputError, match="17 of 18 layers"):
-        block_reader(preset, layers()[0])
+        layer_reader(preset, layers()[0])
 
 
 def widen_weight(layer):
@@ -261,7 +261,7 @@ def test_a_weight_that_is_missing_or_of_another_shape_is_an_error_naming_its_lay
 ):
     preset, path = preset_copy
     change_layers(path, lambda groups: damage(groups[fifth_layer(groups)]))
-    read = block_reader(preset, layers()[0])
+    read = layer_reader(preset, layers()[0])
     read(3)
     with pytest.raises(InputError, match="layer 5 .*stream_blocks: false"):
         read(4)
