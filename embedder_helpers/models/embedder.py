@@ -4,6 +4,7 @@ Text → `tokenize` → ids → `hidden_states` of the frozen Gemma → `prepare
 repeats only the last step, and hidden states may as well come from the cache on disk.
 """
 
+import importlib
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -259,10 +260,10 @@ class Embedder:
         Raises:
             InputError: no account, a refusal by the hub, or no network.
         """
-        # The only import against the packages' order: a method is where users look for this.
-        from embedder_helpers.sharing.publish import push_to_hub
-
-        return push_to_hub(self, address, **options)
+        # Found by name when it is called, as the public API finds its modules: a method is where
+        # users look for this, but `sharing` imports `models`, not the other way round.
+        publish = importlib.import_module("embedder_helpers.sharing.publish")
+        return publish.push_to_hub(self, address, **options)
 
     def load_weights(self, arrays: Mapping[str, np.ndarray], classes: list[Any] | None) -> None:
         """Set the joint layers' weights and the head.

@@ -100,12 +100,13 @@ def _draw_scores(panel: "Axes", groups: dict[str, list[Result]], metric: str) ->
         scores = score_matrix(group, metric).ravel()
         label = "single run" if height == 0 else None
         panel.plot(scores, [height] * len(scores), "|", color="#9ab", ms=9, label=label)
-    for column, marker, color, label in (
-        (metric, "o", "#136", "mean of the protocol's runs, 95 % CI"),
-        (f"head {metric}", "x", "#c50", "head, 95 % CI over seeds"),
+    for column, offset, marker, color, label in (
+        (metric, 0, "o", "#136", "mean of the protocol's runs, 95 % CI"),
+        # Below the protocol's, whose interval it would else cover.
+        (f"head {metric}", 0.25, "x", "#c50", "head, 95 % CI over seeds"),
     ):
         intervals = [score_interval(group, column) for group in groups.values()]
-        known = {height: interval for height, interval in enumerate(intervals) if interval}
+        known = {i + offset: interval for i, interval in enumerate(intervals) if interval}
         for height, interval in known.items():
             panel.plot(interval[1:], [height, height], color=color, lw=2)
         means = [interval.mean for interval in known.values()]

@@ -160,7 +160,7 @@ def push_to_hub(
     public: bool = False,
     with_gemma: bool = False,
 ) -> str:
-    """Upload an embedder with a model card; see `Embedder.push_to_hub`.
+    """Save an embedder and upload it with a model card.
 
     Args:
         embedder: embedder to upload; it is saved into a temporary folder.
