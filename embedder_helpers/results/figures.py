@@ -1,6 +1,5 @@
 """Figures of results: scores, curves over the cutoff, the leaderboard, ablations."""
 
-import itertools
 import math
 import re
 import textwrap
@@ -35,6 +34,8 @@ LEGEND_WIDTH = 145  # characters of a line of the legend
 
 # Results by task and name.
 GroupsByTask = dict[str, dict[str, list[Result]]]
+# Line styles by family and name.
+LineStyles = dict[tuple[str, str], str]
 
 
 # === Scores ===
@@ -142,10 +143,11 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> "F
     study = load_original_study()
     if any(map(is_validation_score, results)):  # the original study's scores are of the test split
         study = study.iloc[:0]
+    styles: LineStyles = {}
     for task, row in zip(by_task, panels, strict=True):
         for metric, panel in zip(METRICS, row, strict=True):
-            has_bands = _draw_curves(panel, by_task[task], metric)
-            _draw_levels(panel, by_task[task], metric)
+            has_bands = _draw_curves(panel, by_task[task], metric, styles)
+            _draw_levels(panel, by_task[task], metric, styles)
             if has_bands:
                 panel.fill_between([], [], color="#777", alpha=0.3, label="95 % CI")
             _draw_original_study(panel, study[study["task"] == task], metric)
@@ -156,13 +158,21 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> "F
     return _finish(figure, panels, path)
 
 
-def _draw_curves(panel: "Axes", groups: dict[str, list[Result]], metric: str) -> bool:
+def _line_style(styles: LineStyles, family: str, name: str, cycle: Sequence[str]) -> str:
+    """A name's line style, the next of its family's when it is new: the same in every panel."""
+    used = sum(other == family for other, _ in styles)
+    return styles.setdefault((family, name), cycle[used % len(cycle)])
+
+
+def _draw_curves(
+    panel: "Axes", groups: dict[str, list[Result]], metric: str, styles: LineStyles
+) -> bool:
     """A line over the cutoffs for each kind and settings; returns whether any has a band."""
     has_bands = False
     for kind in ("hybrid", "gemma_only"):
         color, curves = COLORS[kind], _by_cutoff(groups, kind)
-        for (name, curve), style in zip(curves.items(), itertools.cycle(STYLES)):
-            cutoffs = list(curve)
+        for name, curve in curves.items():
+            cutoffs, style = list(curve), _line_style(styles, kind, name, STYLES)
             intervals = [score_interval(group, metric) for group in curve.values()]
             means, low, high = zip(*intervals, strict=True)
             panel.plot(cutoffs, means, style, marker="o", ms=4, color=color, label=name)
@@ -188,12 +198,15 @@ def _by_cutoff(groups: dict[str, list[Result]], kind: str) -> dict[str, dict[int
     }
 
 
-def _draw_levels(panel: "Axes", groups: dict[str, list[Result]], metric: str) -> None:
+def _draw_levels(
+    panel: "Axes", groups: dict[str, list[Result]], metric: str, styles: LineStyles
+) -> None:
     """Horizontal lines: RoBERTa alone, and the majority-class baseline."""
-    styles = {True: itertools.cycle(("-", "-.")), False: itertools.cycle(("--", ":"))}
     for name, group in groups.items():
         if group[0].experiment["kind"] == "roberta_only":
-            style, level = next(styles[bool(group[0].history)]), score_interval(group, metric).mean
+            family, cycle = ("trained", "- -.") if group[0].history else ("untrained", "-- :")
+            style = _line_style(styles, family, name, cycle.split())
+            level = score_interval(group, metric).mean
             panel.axhline(level, color=COLORS["roberta_only"], ls=style, label=name)
     panel.axhline(_majority_score(groups, metric), color="#777", ls=":", label=MAJORITY_LABEL)
 

@@ -170,6 +170,22 @@ def test_roberta_baselines_with_different_settings_have_different_line_styles():
     assert len(styles) == 2
 
 
+def test_a_name_has_the_same_line_style_in_every_panel():
+    results = [
+        result(cutoffs=(k,), task=task, pooling=pooling)
+        for task, poolings in (("a", ("mean",)), ("b", ("max", "mean")))
+        for pooling in poolings
+        for k in (1, 2)
+    ]
+    styles: dict[str, set[str]] = {}
+    for panel in figures.plot_layers(results).axes:
+        for line in panel.get_lines():
+            styles.setdefault(line.get_label(), set()).add(line.get_linestyle())
+    names = [name for name in styles if name.startswith("hybrid")]
+    assert len(names) == 2 and all(len(styles[name]) == 1 for name in names)
+    assert styles[names[0]] != styles[names[1]]
+
+
 @pytest.fixture(scope="module")
 def two_tasks():
     """The panels of both tasks of the original study, a row each."""
