@@ -16,7 +16,7 @@ import os
 import warnings
 from typing import Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # The public names, by the module that defines them.
 _PUBLIC = {

@@ -267,6 +267,13 @@ class Experiment:
         "`last` = learned after the last layer only, `none` = the raw residual stream",
         **GEMMA,
     )
+    llm_dtype: str = key(
+        "auto",
+        one_of("auto", "float32", "bfloat16", "float16"),
+        "the precision of Gemma's matrix products; `auto`: half precision on devices that multiply "
+        "it faster, bfloat16 if they have it, else float16",
+        **GEMMA,
+    )
     fusion: str = key(
         "replace",
         registered(FUSION_NAMES),
@@ -519,13 +526,18 @@ def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Exp
         raise InputError(f"{where}: {error}") from None
 
 
+# What settings were in files that are older than the settings, where not their defaults.
+BEFORE_SETTING_EXISTED = {"llm_dtype": "float32"}
+
+
 def stored_experiment(values: Mapping[str, Any]) -> Experiment:
     """The Experiment of a result file: valid when it was run, so its values are not checked.
 
     Args:
-        values: settings by name; settings that are newer than the file get their defaults.
+        values: settings by name; settings that are newer than the file get the values that
+            it was made with.
     """
-    experiment = object.__new__(Experiment)
+    experiment, values = object.__new__(Experiment), {**BEFORE_SETTING_EXISTED, **values}
     for one in dataclasses.fields(Experiment):
         value = values.get(one.name, one.default)
         object.__setattr__(experiment, one.name, tuple(value) if isinstance(value, list) else value)

@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from embedder_helpers.config import Experiment
+from embedder_helpers.utils import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +25,14 @@ def states_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("embedder_helpers.utils.environment.states_folder", lambda: folder)
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def no_known_secrets() -> Iterator[None]:
+    """No answer of a secrets service is kept from one test to the next."""
+    environment.forget_secrets()
+    yield
+    environment.forget_secrets()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The command line: sweeps, tables, hidden states; invalid input is one sentence and status 2."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -286,7 +287,8 @@ def states(tmp_path):
     for name in BUILTIN_PRESETS:
         role = "llm_preset" if name == "tiny_gemma" else "slm_preset"
         preset = presets.find_preset(role, name)
-        file = cache.layer_file(preset, HiddenStateSpec(3, "rms"))
+        model = types.SimpleNamespace(preset=preset, dtype="float32")
+        file = cache.layer_file(model, HiddenStateSpec(3, "rms"))
         file.path.parent.mkdir()
         file.append([bytes(16)], np.array([2]), np.zeros((2, preset.width), "float16"))
     return cache.folder

@@ -51,12 +51,12 @@ class ExperimentBatch:
         """The wanted hidden states that are not in the cache; empty if all are."""
         if not self.wanted:
             return {}
-        return self.cache.missing(self.gemma.preset, text_keys(self.ids), self.wanted)
+        return self.cache.missing(self.gemma, text_keys(self.ids), self.wanted)
 
     def describe(self) -> str:
         """Texts, cutoffs and size of the wanted hidden states, and where they are kept."""
         preset = self.gemma.preset
-        size = self.cache.bytes_of(preset, self.ids, self.wanted) / 1e9
+        size = self.cache.bytes_of(self.gemma, self.ids, self.wanted) / 1e9
         capacity = self.cache.capacity() / 1e9
         texts = int(np.any(list(self.wanted.values()), axis=0).sum())
         cutoffs = sorted({spec.cutoff for spec in self.wanted})
@@ -100,6 +100,7 @@ def _group_key(plan: Plan) -> tuple[Any, ...]:
         preset.fingerprint,
         experiment.max_tokens,
         experiment.stream_blocks,
+        experiment.llm_dtype,
         experiment.states_dir or "",
         experiment.states_gigabytes or 0.0,
     )
@@ -114,9 +115,9 @@ def _gemma_batches(
 ) -> Iterator[ExperimentBatch]:
     """The batches of plans that share a Gemma."""
     experiment, preset = plans[0].experiment, plans[0].presets["llm_preset"]
-    gemma = Gemma(preset, experiment.stream_blocks)
+    gemma = Gemma(preset, experiment.stream_blocks, experiment.llm_dtype)
     ids, text_mask = _tokenize_all(gemma, plans)
-    size, capacity = partial(cache.bytes_of, preset, ids), cache.capacity()
+    size, capacity = partial(cache.bytes_of, gemma, ids), cache.capacity()
 
     plans = sorted(plans, key=lambda plan: _specs(plan)[-1].cutoff)
     reads = [(plan, dict.fromkeys(_specs(plan), text_mask(plan))) for plan in plans]

@@ -1,13 +1,15 @@
 """The truncated Gemma: hidden states after any of its layers, in one forward pass.
 
-Only the layers up to the largest cutoff are loaded. Layers of one kind share one compiled function,
-which takes each layer's weights, so that a new input shape costs one or two compilations instead of
-one per layer. Pooling, projection and the cache on disk are left to other modules.
+Only the layers up to the largest cutoff are loaded, in half precision where the device has it.
+Layers of one kind share one compiled function, which takes each layer's weights, so that a new
+input shape costs one or two compilations instead of one per layer. Pooling, projection and the
+cache on disk are left to other modules.
 """
 
+import functools
 import gc
 import itertools
-import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,19 +21,35 @@ from embedder_helpers.config import Experiment, InputError, resolve_cutoffs
 from embedder_helpers.models.batching import (
     MultiLayerStates,
     RaggedArray,
+    bucket_length,
     from_lengths,
     inference_batches,
+    sorted_batches,
     stack_layers,
 )
-from embedder_helpers.models.layer_weights import check_streamable, layer_reader
+from embedder_helpers.models.decoder_layer import (
+    LayerKind,
+    apply_layer,
+    arrange_weights,
+    compiled_matmul,
+    layer_kind,
+    rms_norm,
+)
+from embedder_helpers.models.layer_weights import FileWeights, GemmaWeights, open_weights
 from embedder_helpers.models.presets import Preset, from_preset
+from embedder_helpers.models.shapes import forward_bytes_per_token
 from embedder_helpers.models.tokenization import tokenize
 from embedder_helpers.utils import environment, progress
 
-CPU_TOKENS = 2048  # tokens per batch; more gains nothing on a CPU
+logger = logging.getLogger(__name__)
+
+# Tokens per batch; more gain nothing. Where each shape is compiled, batches are larger and fewer;
+# elsewhere they can be as small as is fast, so that their texts are of nearly the same length.
+CPU_TOKENS = 2048
+UNCOMPILED_TOKENS = 512
 GPU_TOKENS = 16384
 STREAMED_BATCHES = 16  # batches that pass a streamed layer before the next one is read
-LAYER_PATTERN = 6  # kinds of layers repeat after 1 (Gemma 1), 2 (Gemma 2) or 6 (Gemma 3) layers
+MEMORY_FRACTION = 0.8  # of the memory that is free, which a batch may take
 
 
 class HiddenStateSpec(NamedTuple):
@@ -78,25 +96,32 @@ class Gemma:
     Args:
         preset: preset of the model.
         stream_blocks: keep only one layer at a time in memory, read from the preset's file.
+        dtype: of the operands of matrix products: `float32`, `bfloat16`, `float16`, or `auto`, half
+            precision if the device multiplies it faster.
 
     Raises:
         InputError: the preset cannot be loaded, or its layers cannot be read one by one.
 
     Attributes:
+        settings: the arguments.
+        dtype: as given, `auto` resolved.
         layer_passes: number of texts that passed through a layer, summed over layers so far.
+        float32_passes: of these, how many were computed in float32 because half precision
+            overflowed.
+        lost_weights: number of loaded weights that `dtype` turned into infinity or 0.
     """
 
-    _loaded = 0  # layers whose weights are in memory
-
-    def __init__(self, preset: Preset, stream_blocks: bool = False):
+    def __init__(self, preset: Preset, stream_blocks: bool = False, dtype: str = "auto"):
         import keras_hub
 
+        self.settings = preset, stream_blocks, dtype
         self.preset = preset
         self.stream_blocks = stream_blocks
+        self.dtype = (environment.half_dtype() or "float32") if dtype == "auto" else dtype
         if stream_blocks:
-            check_streamable(preset)
+            FileWeights(preset)  # reports what cannot be streamed before any long work
         self.tokenizer = from_preset(keras_hub.models.Tokenizer, "llm_preset", preset)
-        self.layer_passes = 0
+        self.layer_passes = self.float32_passes = 0
         self.unload()
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> tuple[RaggedArray, np.ndarray]:
@@ -124,8 +149,8 @@ class Gemma:
     ) -> Iterator[tuple[HiddenStateSpec, np.ndarray, np.ndarray]]:
         """Compute hidden states for every spec; each text passes through each layer once.
 
-        Memory: the truncated model, or one layer of it if streamed, and the hidden states of one
-        batch, or of `STREAMED_BATCHES` if streamed.
+        Memory: the truncated model, or one layer of it if streamed; the layer's arrays for one
+        batch; and the hidden states of that batch, or of `STREAMED_BATCHES` if streamed.
 
         Args:
             ids: token ids.
@@ -139,17 +164,18 @@ class Gemma:
             after another. Within a batch, specs come in order of their cutoffs.
 
         Raises:
-            InputError: hidden states that are not finite in the spec's dtype.
+            InputError: hidden states that are not finite in the spec's dtype; not enough memory.
         """
         first, residual = resume_from or (0, None)
         last = max(spec.cutoff for spec in specs)
         self._load(last)
-        budget = CPU_TOKENS if environment.on_cpu() else GPU_TOKENS
-        batches = inference_batches(ids.lengths, budget, batch_size=batch_size)
-        work = progress.forward_flops(ids.lengths.sum(), last - first, self.preset.width)
-        with progress.progress_bar(len(ids), f"Gemma, {last} layers", work=work) as bar:
+        chunk_size = STREAMED_BATCHES if self.stream_blocks else 1
+        batches = self._batches(ids.lengths, chunk_size, batch_size)
+        tokens = int(ids.lengths.sum())
+        work = {progress.FORWARD: progress.forward_flops(tokens, last - first, self.preset.width)}
+        with progress.progress_bar(tokens, f"Gemma, {last} layers", "token", work) as bar:
             # One batch at a time, or several for each layer that is streamed in.
-            while chunk := list(itertools.islice(batches, self._chunk_size)):
+            while chunk := list(itertools.islice(batches, chunk_size)):
                 states, masks = self._embed(ids, residual, chunk)
                 for cutoff in range(first, last + 1):
                     if cutoff > first:
@@ -159,46 +185,71 @@ class Gemma:
                             yield spec, rows, self._finish(padded, mask, spec)
                 texts = sum(len(rows) for rows, _, _ in chunk)
                 self.layer_passes += texts * (last - first)
-                bar.update(texts)
+                bar.update(sum(int(ids.lengths[rows].sum()) for rows, _, _ in chunk))
+        if self.float32_passes:
+            logger.info(
+                "  %s overflowed in %d of %d passes of a text through a layer, which were computed "
+                "in float32", self.dtype, self.float32_passes, self.layer_passes,
+            )  # fmt: skip
 
     def unload(self) -> None:
         """Free the weights; the next forward pass loads them again."""
-        was_loaded, self._loaded = self._loaded > 0, 0
-        self._functions = self._weights = self._embedding = self._learned_norm = None
+        was_loaded = getattr(self, "_weights", None) is not None
+        self._weights: GemmaWeights | None = None
+        self._layers: list[dict[str, Any]] = []
+        self._float32_layer: tuple[int, dict[str, Any]] | None = None
+        self.lost_weights = 0
+        self._parts = 1  # in which a batch passes a layer, more after memory has run out
         if was_loaded:
-            gc.collect()  # Keras models hold reference cycles
+            gc.collect()
 
     def _load(self, num_layers: int) -> None:
-        """Load embedding table, final norm and the layers' functions and weights.
-
-        The backbone itself is dropped: its layers refer to each other and would all stay in memory.
-        """
-        if self._loaded >= num_layers:
-            return
-        import keras_hub
-
-        self.unload()
-        pattern = min(LAYER_PATTERN, self.preset.num_layers)
-        backbone = from_preset(
-            keras_hub.models.Backbone,
-            "llm_preset",
-            self.preset,
-            num_layers=pattern if self.stream_blocks else num_layers,
-            dtype="float32",
-        )
-        layers = backbone.transformer_layers
-        self._embedding = ops.convert_to_tensor(backbone.token_embedding.embeddings.value)
-        self._learned_norm = _standalone(backbone.layer_norm, self.preset.width)
-        self._learned_norm.set_weights(backbone.layer_norm.get_weights())
+        """Open the preset's weights, and load those layers that are to be kept in memory."""
+        if self._weights is None or num_layers > self._weights.num_layers:
+            self.unload()
+            self._weights = open_weights(self.preset, num_layers, self.stream_blocks)
         if self.stream_blocks:
-            self._chunk_size, self._weights = STREAMED_BATCHES, layer_reader(self.preset, layers[0])
-        else:
-            self._chunk_size, self._weights = 1, [_tensors(layer) for layer in layers].__getitem__
-        kinds = [_layer_function(layer) for layer in layers]
-        self._functions = [kinds[index % len(kinds)] for index in range(num_layers)]
-        self._loaded = num_layers
-        del backbone, layers
-        gc.collect()
+            return
+        missing = range(len(self._layers), num_layers)
+        with progress.progress_bar(len(missing), "loading Gemma", "layer") as bar:
+            for index in missing:
+                self._layers.append(self._read_layer(index, self.dtype))
+                bar.update(1)
+        if missing and self.lost_weights:
+            logger.info("  %s turned %d weights into 0 or infinity", self.dtype, self.lost_weights)
+
+    def _read_layer(self, index: int, dtype: str) -> dict[str, Any]:
+        """A layer's weights on the device."""
+        weights, lost = arrange_weights(self._weights.read_layer(index), dtype)
+        self.lost_weights += lost
+        try:
+            tensors = {name: ops.convert_to_tensor(array) for name, array in weights.items()}
+            ops.negative(0.0)  # TensorFlow frees the arrays with its next operation
+            return tensors
+        except Exception as error:
+            raise self._explained(error, f"layer {index + 1}") from None
+
+    def _explained(self, error: Exception, what: str) -> Exception:
+        """An InputError that says what to do, if memory has run out; else the error itself."""
+        if not environment.is_out_of_memory(error):
+            return error
+        stream = "" if self.stream_blocks else "set stream_blocks: true, "
+        return InputError(
+            f"memory ran out at {what} of {self.preset.name} in {self.dtype}: {stream}lower "
+            "max_tokens or llm_layers, or use a device with more memory"
+        )
+
+    def _batches(
+        self, lengths: np.ndarray, chunk_size: int, batch_size: int | None
+    ) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Batches of as many tokens as fit the free memory; of few shapes if each is compiled."""
+        longest, is_compiled = bucket_length(int(lengths.max())), _is_compiled(self.dtype)
+        token_bytes = bytes_per_token(self._weights.shape, longest, is_compiled, chunk_size)
+        free, is_cpu = environment.free_memory(), environment.on_cpu()
+        budget = token_budget(token_bytes, longest, free, is_cpu, is_compiled)
+        if is_compiled:
+            return inference_batches(lengths, budget, batch_size=batch_size)
+        return sorted_batches(lengths, budget, batch_size)
 
     def _embed(
         self,
@@ -211,10 +262,12 @@ class Gemma:
         for rows, length, texts in chunk:
             tokens, mask = ids.pad(rows, length, texts)
             if residual is None:
-                embedded = ops.take(self._embedding, tokens, axis=0)
-                states.append(embedded * ops.cast(ops.sqrt(self.preset.width), embedded.dtype))
+                # On the host: a few rows of a table that the device need not hold.
+                values = self._weights.table[tokens].astype("float32")
+                values *= np.sqrt(np.float32(self.preset.width))
             else:
-                states.append(ops.convert_to_tensor(residual.pad(rows, length, texts)[0]))
+                values = residual.pad(rows, length, texts)[0]
+            states.append(ops.convert_to_tensor(values))
             masks.append(ops.convert_to_tensor(mask))
         return states, masks
 
@@ -223,15 +276,52 @@ class Gemma:
 
         A streamed layer's weights are freed on return, before those of the next one are read.
         """
-        function, weights = self._functions[index], self._weights(index)
+        kind = layer_kind(self._weights.shape, index)
+        weights = self._read_layer(index, self.dtype) if self.stream_blocks else self._layers[index]
         for i, mask in enumerate(masks):
-            states[i] = function(weights, states[i], mask)
+            output, is_finite = self._in_parts(kind, weights, states[i], mask)
+            if not is_finite and self.dtype != "float32":
+                self.float32_passes += len(mask)
+                weights32 = self._float32_weights(index)
+                output, _ = self._in_parts(kind, weights32, states[i], mask, "float32")
+            states[i] = output
+
+    def _in_parts(
+        self, kind: LayerKind, weights: dict[str, Any], states: Any, mask: Any, dtype: str = ""
+    ) -> tuple[Any, bool]:
+        """Apply a layer to a batch; to parts of its texts, where the whole exceeds the memory."""
+        function = _layer_function(kind, dtype or self.dtype)
+        while True:
+            try:
+                bounds = np.linspace(0, len(mask), self._parts + 1).astype(int)
+                outputs = [
+                    function(weights, states[start:end], mask[start:end])
+                    for start, end in itertools.pairwise(bounds)
+                ]
+                is_finite = all(bool(finite) for _, finite in outputs)
+                parts = [output for output, _ in outputs]
+                return parts[0] if len(parts) == 1 else ops.concatenate(parts), is_finite
+            except Exception as error:
+                if not environment.is_out_of_memory(error) or self._parts >= len(mask):
+                    raise self._explained(error, "one text") from None
+                if self._parts == 1:
+                    logger.info("  memory ran out: Gemma's batches are halved")
+                self._parts *= 2
+
+    def _float32_weights(self, index: int) -> dict[str, Any]:
+        """A layer's weights in float32, of which those of one layer are kept."""
+        if self._float32_layer is None or self._float32_layer[0] != index:
+            self._float32_layer = None  # freed first
+            self._float32_layer = index, self._read_layer(index, "float32")
+        return self._float32_layer[1]
 
     def _finish(self, states: Any, mask: Any, spec: HiddenStateSpec) -> np.ndarray:
         """Normed hidden states of the tokens that are not padding, `(tokens, width)`."""
-        if spec.norm == "learned":
-            states = self._learned_norm(states)
-        normed, finite = _norm_function(spec)(states, mask)
+        shape = self._weights.shape
+        epsilon, is_compiled = shape.get("layer_norm_epsilon", 1e-6), _is_compiled(self.dtype)
+        function = _norm_function(spec, epsilon, is_compiled)
+        final_norm = ops.convert_to_tensor(self._weights.final_norm)
+        normed, finite = function(final_norm, states, mask)
         if not bool(finite):
             raise InputError(
                 f"Gemma's hidden states after layer {spec.cutoff} are not finite in {spec.dtype} "
@@ -241,64 +331,106 @@ class Gemma:
         return ops.convert_to_numpy(normed)[ops.convert_to_numpy(mask).astype(bool)]
 
 
-# Compiled functions by kind of layer, for the life of the process: the next experiment on the same
-# model compiles nothing. Each keeps the weights of one layer in memory.
-_COMPILED: dict[str, Callable] = {}
+def bytes_per_token(shape: dict[str, Any], length: int, is_compiled: bool, chunk_size: int) -> int:
+    """Memory that a token of a batch takes in a forward pass.
+
+    Args:
+        shape: of the preset (`preset_shape`).
+        length: of the batch's texts, padding included.
+        is_compiled: whether XLA compiles the layers.
+        chunk_size: number of batches whose hidden states are held at a time.
+    """
+    held = 4 * shape["hidden_dim"] * (chunk_size - 1)
+    return forward_bytes_per_token(shape, length, is_compiled) + held
 
 
-def _layer_function(layer: keras.layers.Layer) -> Callable[[list, Any, Any], Any]:
-    """The function `(weights, states, mask) -> states` of all layers of this one's kind."""
-    config = {name: value for name, value in layer.get_config().items() if name != "name"}
-    kind = type(layer).__name__ + json.dumps(config, sort_keys=True, default=str)
-    if kind not in _COMPILED:
-        _COMPILED[kind] = _compile(_stateless(layer))
-    return _COMPILED[kind]
+def token_budget(
+    token_bytes: int, longest: int, free: float, is_cpu: bool, is_compiled: bool
+) -> int:
+    """Tokens per batch, as many as are fast and fit.
+
+    Args:
+        token_bytes: result of `bytes_per_token`.
+        longest: tokens of the longest text, which is a batch in any case.
+        free: bytes of memory that the weights have left.
+        is_cpu: whether the device is a CPU.
+        is_compiled: as for `bytes_per_token`.
+    """
+    budget = GPU_TOKENS
+    if is_cpu:
+        budget = CPU_TOKENS if is_compiled else UNCOMPILED_TOKENS
+    while budget > longest and budget * token_bytes > MEMORY_FRACTION * free:
+        budget //= 2  # not the exact number, so that results seldom depend on it
+    return budget
 
 
-def _stateless(layer: keras.layers.Layer) -> Callable[[list, Any, Any], Any]:
-    standalone = _standalone(layer, layer.hidden_dim)
-
-    def call(weights, states, mask):
-        return standalone.stateless_call([], weights, states, padding_mask=mask)[0]
-
-    return call
+# Compiled functions stay for the life of the process: the next experiment on the same model
+# compiles nothing.
 
 
-def _standalone(layer: keras.layers.Layer, width: int) -> keras.layers.Layer:
-    """A frozen copy of a layer, part of no model, with new weights."""
-    copy = type(layer).from_config(layer.get_config())
-    copy.build((None, None, width))
-    copy.trainable = False
-    return copy
+@functools.cache
+def _layer_function(kind: LayerKind, dtype: str) -> Callable[..., tuple[Any, Any]]:
+    """The function `(weights, states, mask) -> (states, whether finite)` of a kind of layer."""
+    is_compiled = _is_compiled(dtype)
+    matmul = compiled_matmul if is_compiled else ops.matmul
+    return _compile(functools.partial(apply_layer, kind, matmul), is_compiled)
 
 
-def _norm_function(spec: HiddenStateSpec) -> Callable[[Any, Any], tuple[Any, Any]]:
+@functools.cache
+def _norm_function(
+    spec: HiddenStateSpec, epsilon: float, is_compiled: bool
+) -> Callable[..., tuple[Any, Any]]:
     """The function that norms and casts hidden states, and checks that they are finite."""
 
-    def norm(states, mask):
+    def norm(final_norm, states, mask):
         if spec.norm == "rms":
             states = states * ops.rsqrt(ops.mean(ops.square(states), -1, keepdims=True) + 1e-6)
+        if spec.norm == "learned":
+            states = rms_norm(states, final_norm, epsilon)
         states = ops.cast(states, spec.dtype)
         padding = ops.expand_dims(ops.logical_not(ops.cast(mask, "bool")), -1)
         return states, ops.all(ops.logical_or(ops.isfinite(states), padding))
 
-    return _COMPILED.setdefault(f"norm {spec.norm}", _compile(norm))
+    return _compile(norm, is_compiled)
 
 
-def _tensors(layer: keras.layers.Layer) -> list[Any]:
-    return [ops.convert_to_tensor(variable.value) for variable in layer.variables]
+def _is_compiled(dtype: str) -> bool:
+    """Whether a compiler is used, which makes a program for each shape of a batch.
 
-
-def _compile(function: Callable) -> Callable:
-    """Compile with the backend's own compiler; XLA on TensorFlow and JAX."""
+    XLA gains nothing from half precision on a CPU, unlike TensorFlow's own kernels: see
+    docs/performance.md.
+    """
     if keras.config.backend() == "tensorflow":
-        import tensorflow
+        return not environment.on_cpu() or dtype == "float32"
+    return keras.config.backend() == "jax"
 
-        return tensorflow.function(function, jit_compile=True)
+
+def _compile(function: Callable, is_compiled: bool) -> Callable:
+    """Compile a function of weights, states and mask with the backend's own compiler, XLA if any.
+
+    Without XLA, TensorFlow makes one graph for batches of every shape. It would otherwise make one
+    for the first shape only, and results would depend, in their last digits, on which that was.
+    """
     if keras.config.backend() == "jax":
         import jax
 
         return jax.jit(function)
-    import torch
+    if keras.config.backend() == "torch":
+        import torch
 
-    return torch.no_grad()(function)
+        return torch.no_grad()(function)
+    import tensorflow as tf
+
+    if is_compiled:
+        return tf.function(function, jit_compile=True)
+    traced = tf.function(function)
+
+    def call(weights, states, mask):
+        specs = (
+            tf.nest.map_structure(tf.TensorSpec.from_tensor, weights),
+            tf.TensorSpec((None, None, states.shape[-1]), states.dtype),
+            tf.TensorSpec((None, None), mask.dtype),
+        )
+        return traced.get_concrete_function(*specs)(weights, states, mask)
+
+    return call

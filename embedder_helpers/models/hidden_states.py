@@ -22,14 +22,13 @@ from embedder_helpers.config import InputError
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, stack_layers
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
 from embedder_helpers.models.layer_file import LayerFile, count_records, delete_files, file_size
-from embedder_helpers.models.presets import Preset
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.files import writable_folder
 
 logger = logging.getLogger(__name__)
 
 RESERVE = 2 * 10**9  # bytes of the disk that are left free
-FORMAT = 1  # raised when the files' format, or what Gemma computes for them, changes
+FORMAT = 2  # raised when the files' format, or what Gemma computes for them, changes
 
 
 class HiddenStateCache:
@@ -48,11 +47,11 @@ class HiddenStateCache:
         self.limit = float("inf") if gigabytes is None else gigabytes * 1e9
 
     def lookup(
-        self, preset: Preset, ids: RaggedArray, specs: Sequence[HiddenStateSpec]
+        self, gemma: Gemma, ids: RaggedArray, specs: Sequence[HiddenStateSpec]
     ) -> RaggedArray | MultiLayerStates | None:
         """Hidden states of texts, memory-mapped; None unless all of them are cached."""
         keys = text_keys(ids)
-        files = [self.layer_file(preset, spec) for spec in specs]
+        files = [self.layer_file(gemma, spec) for spec in specs]
         layers = [file.lookup(keys) for file in files]
         if not all(complete.all() for _, complete in layers):
             return None
@@ -68,10 +67,10 @@ class HiddenStateCache:
         Raises:
             InputError: they do not fit the size limit, or are not finite.
         """
-        states = self.lookup(gemma.preset, ids, specs)
+        states = self.lookup(gemma, ids, specs)
         if states is None:
             self.compute_missing(gemma, ids, dict.fromkeys(specs, np.ones(len(ids), bool)))
-            states = self.lookup(gemma.preset, ids, specs)
+            states = self.lookup(gemma, ids, specs)
         if states is None:
             raise InputError(
                 f"another process deleted hidden states of {gemma.preset.name} that this one had "
@@ -104,11 +103,11 @@ class HiddenStateCache:
         """
         keys = text_keys(ids)
         wanted = {spec: _first_occurrences(keys, mask) for spec, mask in wanted.items()}
-        if not self.missing(gemma.preset, keys, wanted):
+        if not self.missing(gemma, keys, wanted):
             return  # without waiting for a process that computes others
         try:
             for lock_name, texts in _shards(ids.lengths, shard, num_shards):
-                with self._locked(gemma.preset, lock_name):
+                with self._locked(gemma, lock_name):
                     self._compute_shard(gemma, ids, keys, wanted, texts)
         finally:
             gemma.unload()
@@ -122,14 +121,13 @@ class HiddenStateCache:
         texts: np.ndarray,
     ) -> None:
         """Compute what is missing of the texts of one shard, `(texts,)` bool."""
-        preset = gemma.preset
-        missing = self.missing(preset, keys, wanted)
+        missing = self.missing(gemma, keys, wanted)
         missing_in_shard = {spec: mask & texts for spec, mask in missing.items()}
         if not np.any(list(missing_in_shard.values())):
             return
-        resume_from = self._resume_point(preset, keys, missing)
-        self._make_room_for(preset, ids, keys, wanted, resume_from)
-        files = {spec: self.layer_file(preset, spec) for spec in wanted}
+        resume_from = self._resume_point(gemma, keys, missing)
+        self._make_room_for(gemma, ids, keys, wanted, resume_from)
+        files = {spec: self.layer_file(gemma, spec) for spec in wanted}
         groups = _group_by_missing(missing_in_shard)
         # The groups with the largest cutoffs first, so that Gemma's layers are loaded once.
         for rows, specs in sorted(groups, key=lambda group: -group[1][-1].cutoff):
@@ -137,47 +135,48 @@ class HiddenStateCache:
             batches = gemma.forward_layers(ids.select(rows), specs, resume_rows)
             for spec, batch_rows, states in batches:
                 done = rows[batch_rows]
-                with self._locked(preset, "writing"):
+                with self._locked(gemma, "writing"):
                     files[spec].append([keys[row] for row in done], ids.lengths[done], states)
 
     def missing(
-        self, preset: Preset, keys: Sequence[bytes], wanted: Mapping[HiddenStateSpec, np.ndarray]
+        self, gemma: Gemma, keys: Sequence[bytes], wanted: Mapping[HiddenStateSpec, np.ndarray]
     ) -> dict[HiddenStateSpec, np.ndarray]:
         """For each spec, `(texts,)` which wanted texts are not cached; empty if all are."""
         missing = {
-            spec: mask & ~self.layer_file(preset, spec).lookup(keys)[1]
+            spec: mask & ~self.layer_file(gemma, spec).lookup(keys)[1]
             for spec, mask in wanted.items()
         }
         return missing if np.any(list(missing.values())) else {}
 
     def _resume_point(
-        self, preset: Preset, keys: Sequence[bytes], missing: Mapping[HiddenStateSpec, np.ndarray]
+        self, gemma: Gemma, keys: Sequence[bytes], missing: Mapping[HiddenStateSpec, np.ndarray]
     ) -> tuple[int, RaggedArray] | None:
         """The largest cutoff whose cached raw hidden states all that is missing can start from."""
         smallest = min(spec.cutoff for spec, mask in missing.items() if mask.any())
         needed = np.any(list(missing.values()), axis=0)
         for cutoff in range(smallest, 0, -1):
-            raw = self.layer_file(preset, HiddenStateSpec(cutoff, "none"))
+            raw = self.layer_file(gemma, HiddenStateSpec(cutoff, "none"))
             states, complete = raw.lookup(keys)
             if complete[needed].all():
                 return cutoff, states
         return None
 
-    def layer_file(self, preset: Preset, spec: HiddenStateSpec) -> LayerFile:
+    def layer_file(self, gemma: Gemma, spec: HiddenStateSpec) -> LayerFile:
         """The file of a model's hidden states for one spec."""
         version = environment.package_versions()["keras-hub"]
-        content = f"{FORMAT} {version} {preset.fingerprint}".encode()
+        preset = gemma.preset
+        content = f"{FORMAT} {version} {preset.fingerprint} {gemma.dtype}".encode()
         name = re.sub(r"\W+", "_", Path(preset.name).name)
         folder = self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
         path = folder / f"k{spec.cutoff:02d}-{spec.norm}.states"
         return LayerFile(path, preset.width, spec.dtype)
 
     def bytes_of(
-        self, preset: Preset, ids: RaggedArray, wanted: Mapping[HiddenStateSpec, np.ndarray]
+        self, gemma: Gemma, ids: RaggedArray, wanted: Mapping[HiddenStateSpec, np.ndarray]
     ) -> int:
         """Bytes on disk of the wanted texts' hidden states, over all specs."""
         return sum(
-            int(ids.lengths @ mask) * self.layer_file(preset, spec).token_bytes
+            int(ids.lengths @ mask) * self.layer_file(gemma, spec).token_bytes
             for spec, mask in wanted.items()
         )
 
@@ -224,7 +223,7 @@ class HiddenStateCache:
 
     def _make_room_for(
         self,
-        preset: Preset,
+        gemma: Gemma,
         ids: RaggedArray,
         keys: list[bytes],
         wanted: Mapping[HiddenStateSpec, np.ndarray],
@@ -237,15 +236,15 @@ class HiddenStateCache:
         in_use = dict(wanted_keys)
         if resume_from:
             in_use[HiddenStateSpec(resume_from[0], "none")] = set(keys)
-        with self._locked(preset, "writing"):
+        with self._locked(gemma, "writing"):
             cached = sum(
-                self.layer_file(preset, spec).bytes_of(spec_keys)
+                self.layer_file(gemma, spec).bytes_of(spec_keys)
                 for spec, spec_keys in wanted_keys.items()
             )
-            self._make_room(preset, self.bytes_of(preset, ids, wanted) - cached, in_use)
+            self._make_room(gemma, self.bytes_of(gemma, ids, wanted) - cached, in_use)
 
     def _make_room(
-        self, preset: Preset, new: int, in_use: Mapping[HiddenStateSpec, set[bytes]]
+        self, gemma: Gemma, new: int, in_use: Mapping[HiddenStateSpec, set[bytes]]
     ) -> None:
         """Delete what was least recently used until so many new bytes fit.
 
@@ -253,7 +252,7 @@ class HiddenStateCache:
         """
         files = {}
         for spec, keys in in_use.items():
-            file = self.layer_file(preset, spec)
+            file = self.layer_file(gemma, spec)
             files[file.path] = file, keys
         used = sum(file.bytes_of(keys) for file, keys in files.values())
         if used + new > self.capacity():
@@ -278,12 +277,12 @@ class HiddenStateCache:
         return sum(map(file_size, self._paths()))
 
     @contextlib.contextmanager
-    def _locked(self, preset: Preset, name: str) -> Iterator[None]:
+    def _locked(self, gemma: Gemma, name: str) -> Iterator[None]:
         """Hold a lock while computing a shard of a model's hidden states, or while writing.
 
         The process that gets it next finds them in the cache.
         """
-        folder = self.layer_file(preset, HiddenStateSpec(1, "none")).path.parent
+        folder = self.layer_file(gemma, HiddenStateSpec(1, "none")).path.parent
         folder.mkdir(exist_ok=True)
         lock = filelock.FileLock(folder / name)
         try:

@@ -1,99 +1,234 @@
-"""Weights of single decoder layers, read from a Keras preset's file when they are needed.
+"""A Gemma's weights, read from its preset's files one layer at a time.
 
-For models that are larger than the memory: at most one layer is held at a time.
+So no more of a model is in memory than is computed with: no second copy, no random initialization,
+and of the embedding table, which is mapped into memory, only the rows of tokens that occur.
 """
 
+import json
+import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import keras
 import ml_dtypes
 import numpy as np
-from keras import ops
 
 from embedder_helpers.config import InputError
-from embedder_helpers.models.presets import Preset, preset_file
+from embedder_helpers.models.decoder_layer import stored_shapes
+from embedder_helpers.models.presets import Preset, from_preset, preset_file
+from embedder_helpers.models.shapes import preset_shape
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.weights.h5"
+SHARDS_FILE = "model.weights.json"  # which of several files holds a weight
+LAYER_NAME = re.compile(r"\w*decoder_block(?:_(\d+))?/")
 
 
-def check_streamable(preset: Preset) -> None:
-    """Check, before anything is loaded, that a preset's layers can be read one by one.
+class GemmaWeights(Protocol):
+    """Where a Gemma's weights are.
 
-    Raises:
-        InputError: the preset is not in Keras's format with all weights in one file.
+    Attributes:
+        shape: the model in keras-hub's terms, with its `class_name`.
+        num_layers: number of layers that can be read.
+        table: embeddings of all tokens, `(vocabulary, width)` in the stored dtype.
+        final_norm: scale of the norm after the last layer, `(width,)`.
     """
-    _layer_groups(preset)
+
+    shape: dict[str, Any]
+    num_layers: int
+    table: np.ndarray
+    final_norm: np.ndarray
+
+    def read_layer(self, index: int) -> dict[str, np.ndarray]:
+        """A layer's weights as they are stored, by path, as `decoder_layer.stored_shapes`."""
 
 
-def layer_reader(preset: Preset, layer: keras.layers.Layer) -> Callable[[int], list[Any]]:
-    """A function that reads a layer's weights as float32, in the order of its variables.
+def open_weights(preset: Preset, num_layers: int, stream_blocks: bool) -> GemmaWeights:
+    """Open a preset's weights, to be read one layer at a time.
+
+    A preset that is not in Keras's format or has an unknown layout is loaded as a whole by
+    keras-hub, unless layers are to be streamed.
 
     Args:
-        preset: a preset that `check_streamable` accepts.
-        layer: any decoder layer of the model, for the order and the shapes of the weights.
-
-    Returns:
-        A function of the layer's index, from 0; it raises InputError where the file holds other
-        weights than expected.
+        preset: of a Gemma.
+        num_layers: number of layers that will be read.
+        stream_blocks: whether the model may be larger than the memory.
 
     Raises:
-        InputError: see `check_streamable`.
+        InputError: layers cannot be streamed; the preset cannot be loaded.
     """
-    file_path, groups = _layer_groups(preset)
-    names = {id(variable): name for name, variable in _variable_paths(layer)}
-    order = [names[id(variable)] for variable in layer.variables]
-    shapes = [tuple(variable.shape) for variable in layer.variables]
-
-    def read(index: int) -> list[Any]:
-        with h5py.File(file_path) as file:
-            group = file["layers"][groups[index]]
-            weights = [_read_float32(group[name]) if name in group else None for name in order]
-        if [getattr(weight, "shape", None) for weight in weights] != shapes:
-            raise _unreadable(preset, f"layer {index + 1} holds other weights than expected")
-        return [ops.convert_to_tensor(weight) for weight in weights]
-
-    return read
+    if stream_blocks:
+        return FileWeights(preset)
+    if not preset.handle.startswith("hf://"):
+        try:
+            return FileWeights(preset)
+        except InputError as error:
+            logger.info("the whole model is loaded at once: %s", error)
+    return BackboneWeights(preset, num_layers)
 
 
-def _read_float32(dataset: h5py.Dataset) -> np.ndarray:
-    """A weight's values; Keras stores bfloat16 as two bytes, a type that HDF5 has no name for."""
-    values = dataset[()]
-    if dataset.attrs.get("dtype") == "bfloat16":
-        values = values.view(ml_dtypes.bfloat16)
-    return values.astype("float32")
+class FileWeights:
+    """The weights of a preset in Keras's format; see `GemmaWeights`.
+
+    Raises:
+        InputError: the preset's weights are in another format or layout, incomplete or damaged.
+    """
+
+    def __init__(self, preset: Preset):
+        self._preset = preset
+        self._files = _dataset_files(preset)
+        self.shape = preset_shape("llm_preset", preset.handle)
+        self.num_layers = preset.num_layers
+        self._layers = self._layer_paths()
+        width = preset.width
+        self.table = self._map(self._only_one((self.shape["vocabulary_size"], width)))
+        self.final_norm = self._read(self._only_one((width,))).astype("float32")
+
+    def read_layer(self, index: int) -> dict[str, np.ndarray]:
+        """A layer's weights as they are stored, by path."""
+        return {name: self._read(path) for name, path in self._layers[index].items()}
+
+    def _layer_paths(self) -> list[dict[str, str]]:
+        """Each layer's datasets by the weights' names; checks that all exist in their shapes."""
+        groups = {int(match[1] or 0): match[0] for path in self._files if (match := _layer(path))}
+        if sorted(groups) != list(range(self._preset.num_layers)):
+            reason = f"its files name {len(groups)} of {self._preset.num_layers} layers"
+            raise _unreadable(self._preset, reason)
+        layers, shapes = [], stored_shapes(self.shape)
+        for number in range(len(groups)):
+            paths = {name: f"{groups[number]}{name}/vars/0" for name in shapes}
+            if any(self._shape_of(path) != shapes[name] for name, path in paths.items()):
+                raise _unreadable(self._preset, f"layer {number + 1} holds other weights")
+            layers.append(paths)
+        return layers
+
+    def _shape_of(self, path: str) -> tuple[int, ...] | None:
+        return self._files[path][1] if path in self._files else None
+
+    def _only_one(self, shape: tuple[int, ...]) -> str:
+        """The path of the one dataset of a shape that is in no layer."""
+        paths = [path for path, (_, s) in self._files.items() if s == shape and not _layer(path)]
+        if len(paths) != 1:
+            reason = f"{len(paths)} weights outside its layers have the shape {shape}"
+            raise _unreadable(self._preset, reason)
+        return paths[0]
+
+    def _read(self, path: str) -> np.ndarray:
+        try:
+            with h5py.File(self._files[path][0]) as file:
+                dataset = _root(file)[path]
+                return dataset[()].view(_stored_dtype(dataset))
+        except (OSError, KeyError):
+            raise _unreadable(self._preset, f"{path} is damaged") from None
+
+    def _map(self, path: str) -> np.ndarray:
+        """A dataset mapped into memory; read, if it is compressed or in chunks."""
+        with h5py.File(self._files[path][0]) as file:
+            dataset = _root(file)[path]
+            offset, dtype = dataset.id.get_offset(), _stored_dtype(dataset)
+        if offset is None:
+            return self._read(path)
+        return np.memmap(self._files[path][0], dtype, "r", offset, self._files[path][1])
 
 
-def _layer_groups(preset: Preset) -> tuple[Path, list[str]]:
-    """The file, and its groups of the decoder layers in order: `…_block`, `…_block_1`, …"""
-    path = preset_file("llm_preset", preset, WEIGHTS_FILE)
+class BackboneWeights:
+    """The weights of a preset that keras-hub loads, or converts, as a whole; see `GemmaWeights`.
+
+    They stay in the host's memory in float32.
+
+    Raises:
+        InputError: the preset cannot be loaded.
+    """
+
+    def __init__(self, preset: Preset, num_layers: int):
+        import keras_hub
+
+        backbone = from_preset(
+            keras_hub.models.Backbone,
+            "llm_preset",
+            preset,
+            num_layers=num_layers,
+            dtype="float32",
+        )
+        self.num_layers = num_layers
+        self.shape = {"class_name": type(backbone).__name__, **backbone.get_config()}
+        self.table = keras.ops.convert_to_numpy(backbone.token_embedding.embeddings)
+        self.final_norm = keras.ops.convert_to_numpy(backbone.layer_norm.scale)
+        self._layers = [
+            {path: keras.ops.convert_to_numpy(variable) for path, variable in _variables(layer)}
+            for layer in backbone.transformer_layers
+        ]
+
+    def read_layer(self, index: int) -> dict[str, np.ndarray]:
+        """A layer's weights by path."""
+        return self._layers[index]
+
+
+def _dataset_files(preset: Preset) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """The file and the shape of each dataset, by its path below the group of layers."""
+    datasets: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for path in _weight_files(preset):
+
+        def record(name, item, path=path):
+            if isinstance(item, h5py.Dataset):
+                datasets[name] = path, item.shape
+
+        try:
+            with h5py.File(path) as file:
+                _root(file).visititems(record)
+        except (OSError, KeyError):
+            raise _unreadable(preset, f"{path.name} is damaged or has an older layout") from None
+    return datasets
+
+
+def _weight_files(preset: Preset) -> list[Path]:
     try:
-        with h5py.File(path) as file:
-            names = [re.fullmatch(r"\w*decoder_block(?:_(\d+))?", name) for name in file["layers"]]
-    except (OSError, KeyError):
-        raise _unreadable(preset, f"{path.name} is damaged or has an older layout") from None
-    numbered = {int(match[1] or 0): match[0] for match in names if match}
-    if sorted(numbered) != list(range(preset.num_layers)):
-        reason = f"{path.name} names {len(numbered)} of {preset.num_layers} layers"
-        raise _unreadable(preset, reason)
-    return path, [numbered[number] for number in range(preset.num_layers)]
+        return [preset_file("llm_preset", preset, WEIGHTS_FILE)]
+    except InputError as error:
+        try:
+            index = json.loads(preset_file("llm_preset", preset, SHARDS_FILE).read_text())
+            names = {name for names in index["weight_map"].values() for name in _as_list(names)}
+        except (InputError, OSError, ValueError, KeyError):
+            raise error from None
+    return [preset_file("llm_preset", preset, name) for name in sorted(names)]
 
 
-def _variable_paths(layer: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each variable of a layer and its sublayers, with its path in files that Keras writes."""
-    own: dict[str, Any] = {}
-    layer.save_own_variables(own)
-    yield from ((f"{prefix}vars/{number}", variable) for number, variable in own.items())
+def _as_list(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def _root(file: h5py.File) -> h5py.Group:
+    """The group of all layers; Keras before 3.3 calls it otherwise."""
+    return file["layers"] if "layers" in file else file["_layer_checkpoint_dependencies"]
+
+
+def _layer(path: str) -> re.Match | None:
+    """The decoder layer that a dataset belongs to: `…_block`, `…_block_1`, …"""
+    return LAYER_NAME.match(path)
+
+
+def _stored_dtype(dataset: h5py.Dataset) -> np.dtype:
+    """A dataset's dtype; Keras stores bfloat16 as two bytes, for which HDF5 has no name."""
+    is_bfloat16 = dataset.attrs.get("dtype") == "bfloat16"
+    return np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else dataset.dtype
+
+
+def _variables(layer: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The weight of each sublayer of a decoder layer, by its path in files that Keras writes."""
     for name, child in vars(layer).items():
         if isinstance(child, keras.layers.Layer):
-            yield from _variable_paths(child, f"{prefix}{name}/")
+            own: dict[str, Any] = {}
+            child.save_own_variables(own)
+            yield from ((f"{prefix}{name}", variable) for variable in own.values())
+            yield from _variables(child, f"{prefix}{name}/")
 
 
 def _unreadable(preset: Preset, reason: str) -> InputError:
     return InputError(
-        f"stream_blocks cannot read single layers of {preset.name!r} ({reason}): set "
+        f"single layers of llm_preset {preset.name!r} cannot be read ({reason}): set "
         "stream_blocks: false, or save the preset again with this keras-hub's save_to_preset"
     )

@@ -95,6 +95,7 @@ def start_session(
         The folder for results.
     """
     progress.show_log()
+    forget_secrets()
     out = Path(out) if out else results_folder() / Path(config).stem
     print(describe(out, states))
     return out
@@ -113,7 +114,8 @@ def describe(out: str | Path, states: str | Path | None = None) -> str:
     states = Path(states or states_folder())
     memory = psutil.virtual_memory()
     lines = {
-        "platform": f"{platform_name()}: {', '.join(devices())}; trains in {training_dtype()}",
+        "platform": f"{platform_name()}: {', '.join(devices())}; Gemma in "
+        f"{half_dtype() or 'float32'}, training in {training_dtype()}",
         "versions": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
         "memory": f"{memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB free",
         "results": f"{Path(out).resolve()} ({_free_gigabytes(Path(out))} GB free)",
@@ -168,7 +170,7 @@ def on_cpu() -> bool:
 def training_dtype() -> str:
     """`mixed_float16` on a GPU that multiplies float16 faster (tensor cores: T4), else `float32`.
 
-    A P100 (compute capability 6.0) has no tensor cores; a CPU gains nothing.
+    Tensor cores came with compute capability 7.0; a CPU gains little.
     """
     import keras
 
@@ -181,13 +183,116 @@ def training_dtype() -> str:
     return "mixed_float16" if fast else "float32"
 
 
-def get_secret(label: str) -> str | None:
-    """Read a secret from the environment, Kaggle's secrets or Colab's; None if none has it."""
-    if os.environ.get(label):
-        return os.environ[label]
-    for read in (_kaggle_secret, _colab_secret):
+def half_dtype() -> str | None:
+    """The half precision that this device multiplies faster than float32; None if it has none.
+
+    `bfloat16` on NVIDIA GPUs since Ampere (compute capability 8.0) and on CPUs with AVX-512 BF16 or
+    AMX (not with JAX, whose compiler gains nothing from it), `float16` on GPUs whose tensor cores
+    lack bfloat16 (T4: 7.5).
+    """
+    import keras
+
+    if on_cpu():
+        is_fast = keras.config.backend() != "jax" and _cpu_flags() & {"avx512_bf16", "amx_bf16"}
+        return "bfloat16" if is_fast else None
+    capability = _compute_capability(keras.config.backend())
+    if capability >= (8, 0):
+        return "bfloat16"
+    return "float16" if capability >= (7, 0) else None
+
+
+def _cpu_flags() -> set[str]:
+    """The processor's features; none where Linux does not list them."""
+    try:
+        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return set()
+
+
+def _compute_capability(backend: str) -> tuple[int, int]:
+    """The lowest of all NVIDIA GPUs that Keras computes on; (0, 0) for other devices."""
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.get_visible_devices("GPU")
+        details = map(tf.config.experimental.get_device_details, gpus)
+        found = (detail.get("compute_capability", (0, 0)) for detail in details)
+        return min(found, default=(0, 0))
+    if backend == "torch":
+        import torch
+
+        found = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+        return min(found, default=(0, 0))
+    import jax
+
+    capabilities = [getattr(device, "compute_capability", "0.0") for device in jax.devices()]
+    return min(tuple(map(int, str(capability).split("."))) for capability in capabilities)
+
+
+def free_memory() -> int:
+    """Bytes that arrays can still take on the device that Keras computes on.
+
+    On a CPU what the system has available, not what a container's limit leaves.
+    """
+    import keras
+
+    if on_cpu():
+        return psutil.virtual_memory().available
+    if keras.config.backend() == "torch":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    if keras.config.backend() == "jax":
+        import jax
+
+        stats = jax.local_devices()[0].memory_stats()
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    import tensorflow as tf
+    from tensorflow.python.client import device_lib
+
+    limits = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
+    return limits[0] - tf.config.experimental.get_memory_info("GPU:0")["current"]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of any backend says that memory, on the device or not, has run out."""
+    if isinstance(error, MemoryError):
+        return True
+    name, message = type(error).__name__, str(error)
+    return name in ("ResourceExhaustedError", "OutOfMemoryError") or (
+        name in ("XlaRuntimeError", "JaxRuntimeError", "InternalError", "RuntimeError")
+        and ("RESOURCE_EXHAUSTED" in message or "out of memory" in message.lower())
+    )
+
+
+def get_secret(*labels: str) -> str | None:
+    """Read a secret from the environment, or else from Kaggle's or Colab's; None if none has it.
+
+    The service's answer is kept, because without a network Kaggle's takes up to 40 seconds.
+
+    Args:
+        labels: its names; the first that has a value is taken. The service is asked only if no
+            environment variable has one.
+    """
+    known = (os.environ[label] for label in labels if os.environ.get(label))
+    return next(known, None) or _stored_secret(labels)
+
+
+def forget_secrets() -> None:
+    """Ask the service again, so that a secret added since is found."""
+    _stored_secret.cache_clear()
+
+
+@functools.cache
+def _stored_secret(labels: tuple[str, ...]) -> str | None:
+    # Not both: Kaggle's image is built on Colab's, whose service waits for a page of Colab.
+    read = _colab_secret if platform_name() == "colab" else _kaggle_secret
+    for label in labels:
         try:
-            return read(label)
+            if secret := read(label):
+                return secret
+        except (ConnectionError, ImportError):  # no network or no such service: for all labels
+            return None
         except Exception:  # each service raises its own errors for a missing secret
             continue
     return None

@@ -13,6 +13,7 @@ from embedder_helpers.models.batching import (
     from_lengths,
     fuse_inputs,
     inference_batches,
+    sorted_batches,
     stack_layers,
     training_batches,
 )
@@ -231,6 +232,22 @@ def test_inference_batches_cover_every_row_exactly_once(lengths, budget):
 def test_inference_batches_pad_each_text_to_its_bucket(lengths, budget):
     for batch, length, _ in inference_batches(lengths, budget):
         assert {bucket_length(lengths[row]) for row in batch} == {length}
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 600), batch_size=st.none() | st.integers(1, 5))
+def test_sorted_batches_cover_every_row_once_within_budget_and_size(lengths, budget, batch_size):
+    batches = list(sorted_batches(lengths, budget, batch_size))
+    assert sorted(row for rows, _, _ in batches for row in rows) == list(range(len(lengths)))
+    for rows, length, texts in batches:
+        assert len(rows) == texts and length == lengths[rows].max()
+        assert texts == 1 or texts * length <= budget
+        assert batch_size is None or texts <= batch_size
+
+
+def test_sorted_batches_begin_with_the_longest_texts():
+    lengths = np.array([3, 9, 1, 9, 8])
+    batches = [(rows.tolist(), length) for rows, length, _ in sorted_batches(lengths, 18)]
+    assert batches == [([1, 3], 9), ([4, 0], 8), ([2], 1)]
 
 
 @settings(deadline=None)

@@ -15,7 +15,6 @@ import types
 from pathlib import Path
 
 import filelock
-import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -101,7 +100,7 @@ def contents(cache, specs):
     """The bytes of each text's hidden states, by spec and key."""
     found = {}
     for spec in specs:
-        file = cache.layer_file(TINY, spec)
+        file = cache.layer_file(shared_gemma(), spec)
         values = np.fromfile(file.path, file.dtype).reshape(-1, file.width)
         for record in file.records():
             start, tokens = int(record["start"]), int(record["tokens"])
@@ -112,7 +111,7 @@ def contents(cache, specs):
 def cached(cache, spec, ids=None):
     """For each text, whether its hidden states are complete."""
     keys = text_keys(token_ids() if ids is None else ids)
-    return cache.layer_file(TINY, spec).lookup(keys)[1].tolist()
+    return cache.layer_file(shared_gemma(), spec).lookup(keys)[1].tolist()
 
 
 def gigabytes(ids, specs):
@@ -139,12 +138,12 @@ def test_a_second_request_computes_nothing(cache):
 
 
 def test_a_lookup_finds_texts_only_if_all_are_cached_for_all_specs(cache):
-    assert cache.lookup(TINY, token_ids(), [ONE]) is None
+    assert cache.lookup(shared_gemma(), token_ids(), [ONE]) is None
     first = token_ids().select([0, 1])
     get(cache, [ONE], first)
-    assert cache.lookup(TINY, token_ids(), [ONE]) is None
-    assert cache.lookup(TINY, first, [ONE, TWO]) is None
-    assert_right(cache.lookup(TINY, token_ids().select([1]), [ONE]), ONE, [1])
+    assert cache.lookup(shared_gemma(), token_ids(), [ONE]) is None
+    assert cache.lookup(shared_gemma(), first, [ONE, TWO]) is None
+    assert_right(cache.lookup(shared_gemma(), token_ids().select([1]), [ONE]), ONE, [1])
 
 
 def test_only_missing_texts_are_computed(cache):
@@ -180,7 +179,7 @@ def test_a_duplicate_text_is_computed_once(cache):
     states, passes = get(cache, [TWO], token_ids().select([2, 4, 2, 2]))
     assert passes == 2 * 2
     assert_right(states, TWO, [2, 4, 2, 2])
-    assert len(cache.layer_file(TINY, TWO).records()) == 2
+    assert len(cache.layer_file(shared_gemma(), TWO).records()) == 2
 
 
 def test_a_duplicate_text_is_computed_for_every_spec_that_either_is_wanted_for(cache):
@@ -194,7 +193,7 @@ def test_hidden_states_are_read_from_the_file_and_not_copied_to_memory(cache):
     states, _ = get(cache, [TWO])
     assert isinstance(states, RaggedArray) and isinstance(states.values, np.memmap)
     assert states.values.dtype == "float16"
-    assert Path(states.values.filename) == cache.layer_file(TINY, TWO).path.resolve()
+    assert Path(states.values.filename) == cache.layer_file(shared_gemma(), TWO).path.resolve()
     assert isinstance(states.select([1, 2]).values, np.memmap)
 
 
@@ -226,18 +225,27 @@ def other_preset(tmp_path):
     return find_preset("llm_preset", str(folder))
 
 
-def test_a_preset_of_other_content_has_its_own_folder(cache, other_preset):
+def gemma_with(**attributes):
+    """The shared Gemma with another preset or precision."""
+    gemma = copy.copy(shared_gemma())
+    vars(gemma).update(attributes)
+    return gemma
+
+
+@pytest.mark.parametrize("attribute", ["preset", "dtype"])
+def test_another_preset_or_precision_has_its_own_folder(cache, other_preset, attribute):
     get(cache, [ONE])
-    assert cache.lookup(other_preset, token_ids(), [ONE]) is None
-    folders = [cache.layer_file(preset, ONE).path.parent for preset in (TINY, other_preset)]
+    other = gemma_with(**{attribute: {"preset": other_preset, "dtype": "bfloat16"}[attribute]})
+    assert cache.lookup(other, token_ids(), [ONE]) is None
+    folders = [cache.layer_file(gemma, ONE).path.parent for gemma in (shared_gemma(), other)]
     assert folders[0] != folders[1]
 
 
 def test_the_same_preset_in_another_folder_finds_its_hidden_states(cache, tmp_path):
     get(cache, [ONE])
     shutil.copytree(TINY.handle, tmp_path / "elsewhere" / "tiny_gemma")
-    copy = find_preset("llm_preset", str(tmp_path / "elsewhere" / "tiny_gemma"))
-    assert_right(cache.lookup(copy, token_ids(), [ONE]), ONE)
+    same = find_preset("llm_preset", str(tmp_path / "elsewhere" / "tiny_gemma"))
+    assert_right(cache.lookup(gemma_with(preset=same), token_ids(), [ONE]), ONE)
 
 
 def test_norms_have_their_own_files(cache):
@@ -246,7 +254,7 @@ def test_norms_have_their_own_files(cache):
     states, passes = get(cache, [learned])
     assert passes == len(TEXTS) * 2
     assert_right(states, learned)
-    assert_right(cache.lookup(TINY, token_ids(), [TWO]), TWO)
+    assert_right(cache.lookup(shared_gemma(), token_ids(), [TWO]), TWO)
 
 
 # Raw hidden states
@@ -295,7 +303,7 @@ def test_computation_does_not_resume_from_raw_hidden_states_of_some_texts_only(c
 @pytest.mark.parametrize("part", ["states", "index"])
 def test_texts_that_a_truncated_file_lacks_are_computed_again(cache, part):
     get(cache, [TWO])
-    file = cache.layer_file(TINY, TWO)
+    file = cache.layer_file(shared_gemma(), TWO)
     path = file.index if part == "index" else file.path
     path.write_bytes(path.read_bytes()[:-1])
     assert cached(cache, TWO) == [True] * 5 + [False]
@@ -306,7 +314,7 @@ def test_texts_that_a_truncated_file_lacks_are_computed_again(cache, part):
 
 def test_a_text_with_a_changed_byte_is_computed_again_and_known_by_its_newest_record(cache):
     get(cache, [TWO])
-    path = cache.layer_file(TINY, TWO).path
+    path = cache.layer_file(shared_gemma(), TWO).path
     path.write_bytes(b"\0" + path.read_bytes()[1:])
     states, passes = get(cache, [TWO])
     assert passes == 1 * 2
@@ -347,7 +355,7 @@ def test_a_process_computes_its_own_shard_first_and_then_the_others(cache):
     wanted = {ONE: np.ones(len(TEXTS), bool)}
     assert compute_missing(cache, wanted, shard=1, num_shards=2) == len(TEXTS)
     keys = text_keys(token_ids())
-    records = cache.layer_file(TINY, ONE).records()
+    records = cache.layer_file(shared_gemma(), ONE).records()
     written = [keys.index(record["key"].tobytes()) for record in records]
     own = dict(_shards(token_ids().lengths, 1, 2))["lock-1-of-2"]
     assert sorted(written) == list(range(len(TEXTS)))
@@ -359,7 +367,7 @@ def test_a_process_computes_its_own_shard_first_and_then_the_others(cache):
 
 def test_a_process_waits_for_another_one_that_computes(cache, log):
     get(cache, [TWO])  # makes the folder
-    path = cache.layer_file(TINY, ONE).path.with_name("lock")
+    path = cache.layer_file(shared_gemma(), ONE).path.with_name("lock")
     locked = threading.Event()
 
     def hold_lock():
@@ -411,7 +419,7 @@ def slow_append(*arguments):
     time.sleep(pause)
 
 LayerFile.append = slow_append
-gemma = Gemma(TINY)
+gemma = Gemma(TINY, dtype="float32")
 folder, texts, cutoffs, pause = json.loads(sys.stdin.readline())
 with two_texts_per_batch():
     specs = [HiddenStateSpec(cutoff, "rms") for cutoff in cutoffs]
@@ -536,8 +544,8 @@ def test_resuming_gives_the_same_hidden_states_when_specs_want_different_texts(m
             for row in np.flatnonzero(mask):
                 ids = token_ids().select([row])
                 np.testing.assert_array_equal(
-                    cache.lookup(TINY, ids, [spec]).text(0),
-                    undisturbed.lookup(TINY, ids, [spec]).text(0),
+                    cache.lookup(shared_gemma(), ids, [spec]).text(0),
+                    undisturbed.lookup(shared_gemma(), ids, [spec]).text(0),
                 )
 
 
@@ -545,11 +553,11 @@ def test_resuming_gives_the_same_hidden_states_when_specs_want_different_texts(m
 
 
 def set_last_used(cache, spec, seconds):
-    os.utime(cache.layer_file(TINY, spec).path, (seconds, seconds))
+    os.utime(cache.layer_file(shared_gemma(), spec).path, (seconds, seconds))
 
 
 def exists(cache, *specs):
-    return [cache.layer_file(TINY, spec).path.exists() for spec in specs]
+    return [cache.layer_file(shared_gemma(), spec).path.exists() for spec in specs]
 
 
 @pytest.fixture
@@ -570,7 +578,7 @@ def test_what_was_least_recently_used_is_deleted_first(room_for_two, log):
 
 
 def test_a_lookup_counts_as_use(room_for_two):
-    room_for_two.lookup(TINY, token_ids(), [ONE])
+    room_for_two.lookup(shared_gemma(), token_ids(), [ONE])
     get(room_for_two, [THREE])
     assert exists(room_for_two, ONE, TWO, THREE) == [True, False, True]
 
@@ -603,7 +611,7 @@ def test_what_cannot_fit_is_an_error_that_names_size_room_and_remedies(tmp_path)
     wide = dataclasses.replace(TINY, width=10**7)
     cache = HiddenStateCache(tmp_path, 1.5)
     with pytest.raises(InputError) as error:
-        gemma = types.SimpleNamespace(preset=wide, unload=int)
+        gemma = types.SimpleNamespace(dtype="float32", preset=wide, unload=int)
         cache.get_or_compute(gemma, token_ids(), [ONE, TWO])
     needed = f"{2 * token_ids().lengths.sum() * 2 * 10**7 / 1e9:.2f} GB"
     settings = "states_dir", "states_gigabytes", "max_train_texts"
@@ -641,7 +649,7 @@ def test_wanted_texts_stay_when_others_of_their_spec_are_deleted(tmp_path):
     cache = HiddenStateCache(tmp_path, limit)
     get(cache, [ONE])
     assert get(cache, [ONE], both)[1] == len(OTHER_TEXTS)
-    assert_right(cache.lookup(TINY, token_ids().select([0, 1]), [ONE]), ONE, [0, 1])
+    assert_right(cache.lookup(shared_gemma(), token_ids().select([0, 1]), [ONE]), ONE, [0, 1])
     assert cached(cache, ONE) == [True, True, False, False, False, False]
     assert cached(cache, ONE, others) == [True] * len(OTHER_TEXTS)
     assert cache.summary()["gigabytes"].sum() <= limit
@@ -668,7 +676,7 @@ def test_the_summary_shows_each_specs_texts_and_size(cache):
     get(cache, [ONE])
     get(cache, [RAW[2]], token_ids().select([0, 1]))
     rows = cache.summary().sort_values("cutoff").to_dict("records")
-    model = cache.layer_file(TINY, ONE).path.parent.name
+    model = cache.layer_file(shared_gemma(), ONE).path.parent.name
     assert [(row["model"], row["cutoff"], row["norm"], row["texts"]) for row in rows] == [
         (model, 1, "rms", len(TEXTS)),
         (model, 3, "none", 2),
@@ -679,14 +687,13 @@ def test_the_summary_shows_each_specs_texts_and_size(cache):
 
 def test_hidden_states_are_deleted_by_model_or_all(cache, other_preset):
     get(cache, [ONE, TWO])
-    other_gemma = copy.copy(shared_gemma())
-    other_gemma.preset = other_preset
-    get(cache, [ONE], gemma=other_gemma)
-    names = [cache.layer_file(preset, ONE).path.parent.name for preset in (TINY, other_preset)]
+    other = gemma_with(preset=other_preset)
+    get(cache, [ONE], gemma=other)
+    names = [cache.layer_file(gemma, ONE).path.parent.name for gemma in (shared_gemma(), other)]
     assert sorted(cache.summary()["model"].unique()) == sorted(names)
     assert cache.clear(names[0]) == round(gigabytes(token_ids(), [ONE, TWO]) * 1e9)
     assert list(cache.summary()["model"]) == [names[1]]
-    assert cache.lookup(TINY, token_ids(), [ONE]) is None
+    assert cache.lookup(shared_gemma(), token_ids(), [ONE]) is None
     assert cache.clear() == round(gigabytes(token_ids(), [ONE]) * 1e9)
     assert cache.summary().empty
     assert_right(get(cache, [ONE])[0], ONE)
@@ -705,21 +712,18 @@ def test_deleting_a_model_without_hidden_states_is_an_error_that_names_it(cache)
 def test_a_batch_that_is_not_finite_is_an_error_and_is_not_written(cache, monkeypatch):
     others = {token for row in range(5) for token in token_ids().text(row)}
     (own,) = set(token_ids().text(5)) - others
-    table = np.array(shared_gemma()._embedding)
+    table = np.array(shared_gemma()._weights.table)
     table[own] = np.nan
-    monkeypatch.setattr(shared_gemma(), "_embedding", keras.ops.convert_to_tensor(table))
+    monkeypatch.setattr(shared_gemma()._weights, "table", table)
     with pytest.raises(InputError, match="not finite"):
         get(cache, [TWO])
     assert cached(cache, TWO) == [True, True, True, True, False, False]
 
 
 def test_what_is_finite_of_the_same_batch_is_written(cache, monkeypatch):
-    weights = shared_gemma()._weights
-
-    def damaged_weights(index):
-        return [weight * np.nan if index == 1 else weight for weight in weights(index)]
-
-    monkeypatch.setattr(shared_gemma(), "_weights", damaged_weights)
+    layers = shared_gemma()._layers
+    damaged = {name: weight * np.nan for name, weight in layers[1].items()}
+    monkeypatch.setattr(shared_gemma(), "_layers", [layers[0], damaged, *layers[2:]])
     with pytest.raises(InputError, match="layer 2 .*not finite"):
         get(cache, [ONE, TWO])
     assert cached(cache, ONE) == [True, True, False, False, False, False]

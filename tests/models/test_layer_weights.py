@@ -13,9 +13,9 @@ from shared_gemma import TINY, shared_gemma, token_ids, two_texts_per_batch
 from embedder_helpers.builtin import BUILTIN_FOLDER
 from embedder_helpers.config import InputError
 from embedder_helpers.models import gemma as gemma_module
-from embedder_helpers.models import presets
+from embedder_helpers.models import layer_weights, presets
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
-from embedder_helpers.models.layer_weights import WEIGHTS_FILE, layer_reader
+from embedder_helpers.models.layer_weights import WEIGHTS_FILE, FileWeights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,18 +34,16 @@ def layers():
 
 
 @functools.cache
-def reader():
-    return layer_reader(TINY, layers()[0])
+def weights():
+    return FileWeights(TINY)
 
 
-def arrays(weights):
-    return [np.asarray(weight) for weight in weights]
-
-
-def assert_equal(weights, expected):
-    for array, other in zip(arrays(weights), arrays(expected), strict=True):
-        assert array.dtype == "float32"
-        np.testing.assert_array_equal(array, other)
+def assert_equal(stored, layer):
+    """Weights by path, and a layer of keras-hub's."""
+    expected = dict(layer_weights._variables(layer))
+    assert list(stored) and set(stored) == set(expected)
+    for name, array in stored.items():
+        np.testing.assert_array_equal(array.astype("float32"), np.asarray(expected[name].value))
 
 
 @pytest.fixture
@@ -84,35 +82,53 @@ def datasets(group):
 
 @pytest.mark.parametrize("index", range(18))
 def test_a_layers_weights_are_those_that_keras_hub_loads(index):
-    assert_equal(reader()(index), layers()[index].variables)
+    assert_equal(weights().read_layer(index), layers()[index])
 
 
-def test_any_layer_gives_the_order_of_weights():
-    assert_equal(layer_reader(TINY, layers()[17])(3), reader()(3))
+def test_the_table_and_the_final_norm_are_those_that_keras_hub_loads():
+    backbone = keras_hub.models.Backbone.from_preset(TINY.handle, num_layers=1, dtype="float32")
+    table = np.asarray(backbone.token_embedding.embeddings.value)
+    np.testing.assert_array_equal(weights().table.astype("float32"), table)
+    np.testing.assert_array_equal(weights().final_norm, np.asarray(backbone.layer_norm.scale.value))
 
 
-def test_half_precision_weights_are_read_as_float32(preset_copy):
+def test_the_table_stays_in_the_file():
+    assert isinstance(weights().table, np.memmap)
+
+
+def test_a_compressed_table_is_read(preset_copy):
     preset, path = preset_copy
 
-    def halve(groups):
-        layer = groups[fifth_layer(groups)]
-        for name, weight in datasets(layer).items():
-            half = weight[()].astype("float16")
-            del layer[name]
-            layer[name] = half
+    def compress(groups):
+        table = groups["reversible_embedding/vars"]
+        values = table["0"][()]
+        del table["0"]
+        table.create_dataset("0", data=values, compression="gzip", compression_opts=1)
 
-    change_layers(path, halve)
-    expected = [array.astype("float16").astype("float32") for array in arrays(reader()(4))]
-    assert_equal(layer_reader(preset, layers()[0])(4), expected)
+    change_layers(path, compress)
+    np.testing.assert_array_equal(FileWeights(preset).table, weights().table)
 
 
-def test_bfloat16_weights_are_read_as_float32(tmp_path):
-    half = keras_hub.models.Backbone.from_preset(TINY.handle, num_layers=3, dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_keep_the_dtype_they_are_stored_in(tmp_path, dtype):
+    half = keras_hub.models.Backbone.from_preset(TINY.handle, num_layers=3, dtype=dtype)
     half.save_to_preset(str(tmp_path))
     preset = dataclasses.replace(TINY, handle=str(tmp_path), num_layers=3)
-    variables = half.transformer_layers[2].variables
-    expected = [np.asarray(variable.value).astype("float32") for variable in variables]
-    assert_equal(layer_reader(preset, layers()[0])(2), expected)
+    stored = FileWeights(preset)
+    expected = dict(layer_weights._variables(half.transformer_layers[2]))
+    for name, array in stored.read_layer(2).items():
+        assert array.dtype.name == dtype
+        np.testing.assert_array_equal(array, np.asarray(expected[name].value))
+    assert stored.table.dtype.name == dtype
+
+
+def test_weights_in_several_files_are_read(tmp_path):
+    backbone = keras_hub.models.Backbone.from_preset(TINY.handle, dtype="float32")
+    backbone.save_to_preset(str(tmp_path), max_shard_size=0.003)  # gigabytes
+    assert len(list(tmp_path.glob("model_*.weights.h5"))) > 1
+    preset = dataclasses.replace(TINY, handle=str(tmp_path))
+    for index in (0, 9, 17):
+        assert_equal(FileWeights(preset).read_layer(index), layers()[index])
 
 
 def test_weights_of_a_preset_on_kaggle_are_downloaded(monkeypatch):
@@ -120,14 +136,14 @@ def test_weights_of_a_preset_on_kaggle_are_downloaded(monkeypatch):
     preset = dataclasses.replace(TINY, name="gemma_far", handle=handle)
     requests = []
 
-    def download(role, name, handle, file):
+    def download(role, name, handle, file="config.json"):
         requests.append((handle, file))
         return BUILTIN_FOLDER / "tiny_gemma" / file
 
     monkeypatch.setattr(presets, "kaggle_file", download)
-    read = layer_reader(preset, layers()[0])
-    assert requests == [("keras/gemma/keras/gemma_far", WEIGHTS_FILE)]
-    assert_equal(read(2), reader()(2))
+    stored = FileWeights(preset)
+    assert ("keras/gemma/keras/gemma_far", WEIGHTS_FILE) in requests
+    assert_equal(stored.read_layer(2), layers()[2])
 
 
 # Streamed forward passes
@@ -154,19 +170,18 @@ def test_a_streamed_forward_pass_resumes_from_raw_hidden_states():
 @pytest.fixture(scope="module")
 def layer_reads():
     """Layers that a streaming Gemma reads, and how many weights of others are alive then."""
-    gemma, reads, alive, references = Gemma(TINY, True), [], [], []
-    gemma._load(3)
-    read = gemma._weights
+    gemma, reads, alive, references = Gemma(TINY, True, "float32"), [], [], []
+    read = gemma._read_layer
 
-    def recording(index):
+    def recording(index, dtype):
         gc.collect()
         alive.append(sum(reference() is not None for reference in references))
-        weights = read(index)
+        tensors = read(index, dtype)
         reads.append(index)
-        references.extend(map(weakref.ref, weights))
-        return weights
+        references.extend(map(weakref.ref, tensors.values()))
+        return tensors
 
-    gemma._weights = recording
+    gemma._read_layer = recording
     gemma.hidden_states(token_ids(), [HiddenStateSpec(3, "rms")])
     return reads, alive
 
@@ -181,20 +196,6 @@ def test_a_layers_weights_are_freed_before_the_next_ones_are_read(layer_reads):
     assert alive == [0] * 6
 
 
-def test_the_layers_that_are_loaded_with_the_model_are_freed():
-    layer_class = type(layers()[0])
-    shared_gemma(True)  # what is compiled keeps one layer
-
-    def living_layers():
-        gc.collect()
-        return sum(isinstance(item, layer_class) for item in gc.get_objects())
-
-    before = living_layers()
-    gemma = Gemma(TINY, True)
-    gemma._load(18)
-    assert living_layers() == before
-
-
 # What cannot be read
 
 
@@ -206,18 +207,18 @@ def test_a_hugging_face_model_is_an_error_before_anything_is_loaded(monkeypatch)
         Gemma(preset, True)
 
 
-def test_a_preset_with_weights_in_several_files_is_an_error(preset_copy):
+def test_weights_in_several_files_without_an_index_are_an_error(preset_copy):
     preset, path = preset_copy
     path.rename(path.with_name("model_00000.weights.h5"))
-    with pytest.raises(InputError, match=f"{WEIGHTS_FILE}.*stream_blocks: false"):
-        layer_reader(preset, layers()[0])
+    with pytest.raises(InputError, match=f"has no file {WEIGHTS_FILE}"):
+        FileWeights(preset)
 
 
 def test_a_truncated_file_is_an_error(preset_copy):
     preset, path = preset_copy
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(InputError, match="stream_blocks: false"):
-        layer_reader(preset, layers()[0])
+        FileWeights(preset)
 
 
 def test_other_names_of_layers_are_an_error(preset_copy):
@@ -230,7 +231,7 @@ def test_other_names_of_layers_are_an_error(preset_copy):
 
     change_layers(path, rename)
     with pytest.raises(InputError, match="0 of 18 layers.*stream_blocks: false.*save_to_preset"):
-        layer_reader(preset, layers()[0])
+        FileWeights(preset)
 
 
 def drop_layer(groups):
@@ -241,7 +242,7 @@ def test_a_missing_layer_is_an_error(preset_copy):
     preset, path = preset_copy
     change_layers(path, drop_layer)
     with pytest.raises(InputError, match="17 of 18 layers"):
-        layer_reader(preset, layers()[0])
+        FileWeights(preset)
 
 
 def widen_weight(layer):
@@ -261,7 +262,5 @@ def test_a_weight_that_is_missing_or_of_another_shape_is_an_error_naming_its_lay
 ):
     preset, path = preset_copy
     change_layers(path, lambda groups: damage(groups[fifth_layer(groups)]))
-    read = layer_reader(preset, layers()[0])
-    read(3)
     with pytest.raises(InputError, match="layer 5 .*stream_blocks: false"):
-        read(4)
+        FileWeights(preset)

@@ -7,7 +7,24 @@ from made_presets import write_gemma
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.models import shapes
 from embedder_helpers.models.presets import find_preset
-from embedder_helpers.models.shapes import count_parameters, count_weights, preset_shape
+from embedder_helpers.models.shapes import (
+    count_parameters,
+    count_weights,
+    forward_bytes_per_token,
+    llm_weight_bytes,
+    preset_shape,
+    training_bytes,
+)
+
+GEMMA_2B = shapes.KNOWN_SHAPES["gemma_2b_en"]
+ROBERTA_BASE = shapes.KNOWN_SHAPES["roberta_base_en"]
+GEMMA_3_270M = {
+    "class_name": "Gemma3Backbone", "vocabulary_size": 262144, "num_layers": 18,
+    "num_query_heads": 4, "num_key_value_heads": 1, "hidden_dim": 640, "intermediate_dim": 2048,
+    "head_dim": 256, "use_query_key_norm": True, "use_post_ffw_norm": True,
+    "use_post_attention_norm": True,
+}  # fmt: skip
+ROBERTA_6L = ROBERTA_BASE | {"num_layers": 6, "hidden_dim": 384, "intermediate_dim": 1536}
 
 
 def count_all(shape):
@@ -54,11 +71,79 @@ def test_parameters_are_those_of_roberta_and_of_gemmas_kept_layers(tiny_embedder
     if embedder.gemma:
         gemma, cutoff = embedder.gemma, embedder.specs[0].cutoff
         gemma._load(cutoff)
-        weights = [weight for i in range(cutoff) for weight in gemma._weights(i)]
-        expected += sum(math.prod(weight.shape) for weight in [*weights, gemma._embedding])
-        expected += gemma._learned_norm.count_params()
+        weights = [weight for layer in gemma._layers for weight in layer.values()]
+        weights += [gemma._weights.table, gemma._weights.final_norm]
+        expected += sum(math.prod(weight.shape) for weight in weights)
     assert count_parameters(embedder.experiment, cutoff) == expected
 
 
 def test_parameters_of_a_preset_that_cannot_be_found_are_unknown():
     assert count_parameters(Experiment(kind="gemma_only", llm_preset="not/there"), 3) is None
+
+
+# Memory
+
+
+def test_layers_take_the_bytes_of_their_dtype_and_their_norms_those_of_float32():
+    layer = count_weights(GEMMA_2B).layer
+    width = GEMMA_2B["hidden_dim"]
+    assert llm_weight_bytes(GEMMA_2B, 3, "float32") == 4 * (3 * layer + width)
+    norms = 2 * width
+    expected = 3 * (2 * (layer - norms) + 4 * norms) + 4 * width
+    for dtype in ("bfloat16", "float16"):
+        assert llm_weight_bytes(GEMMA_2B, 3, dtype) == expected
+
+
+def test_two_layers_are_in_memory_when_layers_are_streamed():
+    streamed = [llm_weight_bytes(GEMMA_2B, k, "bfloat16", streamed=True) for k in (1, 2, 18)]
+    loaded = [llm_weight_bytes(GEMMA_2B, k, "bfloat16") for k in (1, 2, 2)]
+    assert streamed == loaded
+
+
+# Peaks of memory per token of a batch, in kB, measured on a CPU (docs/performance.md).
+@pytest.mark.parametrize(
+    ("shape", "length", "is_compiled", "measured"),
+    [
+        (GEMMA_2B, 32, True, 203),
+        (GEMMA_2B, 256, True, 213),
+        (GEMMA_2B, 256, False, 418),
+        (GEMMA_2B, 512, False, 444),
+        (GEMMA_3_270M, 32, True, 30.6),
+        (GEMMA_3_270M, 512, True, 30.8),
+        (GEMMA_3_270M, 512, False, 56.8),
+    ],
+)
+def test_a_layers_working_memory_is_that_measured(shape, length, is_compiled, measured):
+    estimated = forward_bytes_per_token(shape, length, is_compiled) / 1e3
+    assert estimated == pytest.approx(measured, rel=0.15)
+
+
+def test_long_texts_need_memory_for_attention():
+    short, long, longer = (
+        forward_bytes_per_token(GEMMA_3_270M, length, True) for length in (32, 1024, 2048)
+    )
+    assert short < long
+    assert longer - long == 4 * 2 * 4 * 1024  # two arrays of float32 for each of four heads
+
+
+# Growth of the peak over that of a tiny step, in GB, measured on a CPU (docs/performance.md).
+@pytest.mark.parametrize(
+    ("shape", "texts", "length", "measured"),
+    [
+        (ROBERTA_6L, 32, 128, 1.33),
+        (ROBERTA_6L, 32, 256, 3.58),
+        (ROBERTA_BASE, 32, 64, 2.16),
+        (ROBERTA_BASE, 32, 128, 4.64),
+        (ROBERTA_BASE, 8, 256, 2.64),
+    ],
+)
+def test_a_training_steps_activations_take_the_memory_measured(shape, texts, length, measured):
+    activations = training_bytes(shape, texts * length, length) - training_bytes(shape, 0, length)
+    assert activations / 1e9 == pytest.approx(measured, rel=0.15)
+
+
+def test_training_holds_each_weight_four_times_and_halves_activations_in_mixed_precision():
+    weights = training_bytes(ROBERTA_BASE, 0, 64)
+    assert weights == 16 * count_all(ROBERTA_BASE)
+    single, half = (training_bytes(ROBERTA_BASE, 1024, 64, size) - weights for size in (4, 2))
+    assert single == 2 * half

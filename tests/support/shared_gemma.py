@@ -20,13 +20,13 @@ class KeptGemma(Gemma):
     """Keeps its weights when asked to unload them: loading takes longer than computing here."""
 
     def unload(self):
-        if not getattr(self, "_loaded", 0):
+        if not getattr(self, "_weights", None):
             super().unload()
 
 
 @functools.cache
 def shared_gemma(stream_blocks: bool = False) -> KeptGemma:
-    gemma = KeptGemma(TINY, stream_blocks)
+    gemma = KeptGemma(TINY, stream_blocks, "float32")
     gemma._load(TINY.num_layers)
     return gemma
 
@@ -41,6 +41,6 @@ def token_ids() -> RaggedArray:
 def two_texts_per_batch() -> Iterator[None]:
     """Small batches of one shape, so that a forward pass over few texts has several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gemma_module, "CPU_TOKENS", 2 * 16)
-        patch.setattr(gemma_module, "GPU_TOKENS", 2 * 16)
+        for name in ("CPU_TOKENS", "UNCOMPILED_TOKENS", "GPU_TOKENS"):
+            patch.setattr(gemma_module, name, 2 * 16)
         yield

@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import keras
+import psutil
 import pytest
 
 from embedder_helpers.utils import environment
@@ -108,7 +109,7 @@ def test_a_session_prints_the_description_and_names_its_folder_after_the_config(
 def test_the_description_has_devices_precision_folders_and_free_space(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "devices", lambda: ["Some GPU"])
     text = environment.describe(tmp_path, tmp_path / "not" / "yet")
-    assert "local: Some GPU; trains in " in text
+    assert "local: Some GPU; Gemma in " in text
     assert f"{tmp_path.resolve()} (" in text
     assert f"{(tmp_path / 'not' / 'yet').resolve()} (" in text
     assert len(re.findall(r"\d+ GB free", text)) == 3
@@ -129,13 +130,60 @@ def test_a_cpu_is_detected_by_its_name(monkeypatch, device, expected):
         ([], "float32"),
         ([{"device_name": "Tesla T4", "compute_capability": (7, 5)}], "mixed_float16"),
         ([{"device_name": "Tesla T4", "compute_capability": (7, 5)}] * 2, "mixed_float16"),
-        ([{"device_name": "Tesla P100", "compute_capability": (6, 0)}], "float32"),
+        ([{"device_name": "Quadro P2000", "compute_capability": (6, 1)}], "float32"),
         ([{"device_name": "GPU"}], "float32"),
     ],
 )
 def test_training_uses_float16_only_on_tensor_cores(monkeypatch, details, dtype):
     put_gpus(monkeypatch, *details)
     assert environment.training_dtype() == dtype
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("avx512f avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2 avx512f", None)],
+)
+def test_a_cpu_has_bfloat16_if_it_multiplies_it(monkeypatch, flags, expected):
+    monkeypatch.setattr(environment, "devices", lambda: ["CPU, 2 cores"])
+    monkeypatch.setattr(environment, "_cpu_flags", lambda: set(flags.split()))
+    is_jax = keras.config.backend() == "jax"
+    assert environment.half_dtype() == (None if is_jax else expected)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((6, 0), None), ((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")],
+)
+def test_a_gpu_has_bfloat16_since_ampere_and_float16_before(monkeypatch, capability, expected):
+    monkeypatch.setattr(environment, "devices", lambda: ["Some GPU"])
+    monkeypatch.setattr(environment, "_compute_capability", lambda backend: capability)
+    assert environment.half_dtype() == expected
+
+
+def test_a_cpus_free_memory_is_what_the_system_has(monkeypatch):
+    monkeypatch.setattr(environment, "devices", lambda: ["CPU, 2 cores"])
+    available = psutil.virtual_memory().available
+    assert environment.free_memory() == pytest.approx(available, rel=0.2)
+
+
+def error_named(name, message=""):
+    return type(name, (Exception,), {})(message)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (error_named("ResourceExhaustedError", "OOM when allocating tensor"), True),
+        (error_named("OutOfMemoryError", "CUDA out of memory"), True),
+        (error_named("XlaRuntimeError", "RESOURCE_EXHAUSTED: Out of memory"), True),
+        (error_named("InternalError", "Failed to allocate: out of memory"), True),
+        (error_named("InternalError", "a bug"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_recognized_in_the_errors_of_every_backend(error, expected):
+    assert environment.is_out_of_memory(error) is expected
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="other backends take all GPUs")
@@ -208,3 +256,79 @@ def test_a_secret_that_the_service_lacks_is_none(monkeypatch, put):
 def test_without_any_service_a_missing_secret_is_none(monkeypatch):
     monkeypatch.setenv("MY_SECRET", "")
     assert environment.get_secret("MY_SECRET") is None
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Kaggle's secrets: sets what each label gives or raises; returns the list of labels asked."""
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    for label in ("FIRST", "SECOND"):
+        monkeypatch.delenv(label, raising=False)
+
+    def put(answers):
+        labels = []
+
+        def read(label):
+            labels.append(label)
+            answer = answers.get(label, KeyError(label))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(environment, "_kaggle_secret", read)
+        return labels
+
+    return put
+
+
+def test_the_first_label_that_has_a_secret_is_taken_and_the_others_are_not_asked(asked):
+    labels = asked({"FIRST": "one", "SECOND": "two"})
+    assert environment.get_secret("FIRST", "SECOND") == "one"
+    assert labels == ["FIRST"]
+
+
+def test_a_label_without_a_secret_is_followed_by_the_next(asked):
+    labels = asked({"FIRST": "", "SECOND": "two"})
+    assert environment.get_secret("FIRST", "SECOND") == "two"
+    assert labels == ["FIRST", "SECOND"]
+
+
+def test_an_environment_variable_of_any_label_keeps_the_service_from_being_asked(
+    asked, monkeypatch
+):
+    labels = asked({"FIRST": "one"})
+    monkeypatch.setenv("SECOND", "two")
+    assert environment.get_secret("FIRST", "SECOND") == "two"
+    assert labels == []
+
+
+@pytest.mark.parametrize("answers", [{"FIRST": "one"}, {}])
+def test_a_service_is_asked_once_whether_it_has_the_secret_or_not(asked, answers):
+    labels = asked(answers)
+    for _ in range(3):
+        assert environment.get_secret("FIRST") == answers.get("FIRST")
+    assert labels == ["FIRST"]
+
+
+def test_without_a_network_a_service_is_asked_for_one_label_only(asked):
+    labels = asked({"FIRST": ConnectionError("no network"), "SECOND": "two"})
+    assert environment.get_secret("FIRST", "SECOND") is None
+    assert labels == ["FIRST"]
+
+
+def test_a_secret_added_since_is_found_after_the_set_up_cell_has_run_again(
+    asked, monkeypatch, tmp_path
+):
+    asked({})
+    assert environment.get_secret("FIRST") is None
+    asked({"FIRST": "added"})
+    assert environment.get_secret("FIRST") is None
+    monkeypatch.setattr(environment, "devices", lambda: ["Some GPU"])
+    environment.start_session(tmp_path, "quickstart")
+    assert environment.get_secret("FIRST") == "added"
+
+
+def test_colabs_secrets_are_not_asked_on_kaggle(asked, monkeypatch):
+    asked({})
+    put_colab(monkeypatch, {"FIRST": "from colab"})
+    assert environment.get_secret("FIRST") is None
