@@ -114,7 +114,7 @@ def _estimate_options(parser: Parser) -> None:
         "--on",
         default="T4",
         metavar="DEVICE",
-        help="device to estimate for: P100, T4, L4, A100, or `here` for this CPU "
+        help="device to estimate for: T4, L4, A100, or `here` for this machine's "
         "(default: %(default)s)",
     )  # fmt: skip
 
@@ -128,10 +128,12 @@ def estimate(options: Options) -> None:
     if options.on not in (*costs.GPUS, "here"):
         known = ", ".join(costs.GPUS)
         raise InputError(f"--on is {options.on!r}, but must be one of {known}, here")
-    device = costs.measure_cpu() if options.on == "here" else costs.GPUS[options.on]
-    table = costs.estimate_cost(_experiments(options), device)
-    print(to_markdown(table))
+    device = costs.measure_device() if options.on == "here" else costs.GPUS[options.on]
+    experiments = _experiments(options)
+    print(to_markdown(costs.estimate_cost(experiments, device)))
     print(f"{options.on}: {costs.describe_device(device)}")
+    for sentence in costs.memory_advice(experiments, device):
+        print(sentence)
 
 
 # === Results ===

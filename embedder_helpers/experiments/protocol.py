@@ -20,6 +20,7 @@ from sklearn.metrics import (
     precision_score,
     recall_score,
 )
+from threadpoolctl import threadpool_limits
 
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.data.tasks import Split, Task, load_task
@@ -223,7 +224,8 @@ def predict(
                 "rows lacks train rows that the protocol samples: use the union of sample_indices"
             )
         classifier = LogisticRegression(max_iter=100, random_state=seed)
-        with warnings.catch_warnings():
+        # More threads slow down regressions as small as these, 20 times if the cores are busy.
+        with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # common and part of the protocol
             classifier.fit(train[positions], [train_labels[row] for row in sample])
         predictions.append(classifier.predict(test))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from embedder_helpers.config import Experiment, resolve_cutoffs, settings
+from embedder_helpers.config import Experiment, InputError, resolve_cutoffs, settings
 from embedder_helpers.experiments import protocol
 from embedder_helpers.experiments.plan import Plan, Subset
 from embedder_helpers.models.shapes import count_parameters
@@ -18,6 +18,7 @@ from embedder_helpers.results.result import Result
 from embedder_helpers.utils import environment
 
 if TYPE_CHECKING:
+    from embedder_helpers.experiments.reuse import ReusableModels
     from embedder_helpers.models.embedder import Embedder, Head
     from embedder_helpers.models.hidden_states import HiddenStateCache
     from embedder_helpers.models.tokenization import TokenizedTexts
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def run_experiment(plan: Plan, cache: "HiddenStateCache") -> tuple["Embedder", Result]:
+def run_experiment(
+    plan: Plan, cache: "HiddenStateCache", models: "ReusableModels | None" = None
+) -> tuple["Embedder", Result]:
     """Train and score an embedder.
 
     Texts → token ids → hidden states → training → embeddings → scores.
@@ -33,25 +36,28 @@ def run_experiment(plan: Plan, cache: "HiddenStateCache") -> tuple["Embedder", R
     Args:
         plan: of the experiment.
         cache: of Gemma's hidden states.
+        models: of the experiment before, to use them again; the embedder is then valid until they
+            are used next. None: build new ones.
 
     Returns:
         The embedder, with its head if one was trained, and the result.
 
     Raises:
         InputError: hidden states that do not fit the disk or are not finite; a training that
-            diverged.
+            diverged or ran out of memory.
     """
-    from embedder_helpers.models.architectures import build_embedder
+    from embedder_helpers.experiments.reuse import ReusableModels
 
+    models = models or ReusableModels()
     stopwatch, truncated, requested = _Stopwatch(), {}, plan.experiment
     plan.eval_duplicates()  # reads the texts, so an invalid one is reported before any long work
     plan, layer_selection = _resolve_layer(plan, cache)
     if layer_selection:
         stopwatch.stop("choose")
-    embedder = build_embedder(plan.experiment, plan.presets)
+    embedder = models.build_embedder(plan.experiment, plan.presets)
     stopwatch.stop("load")
 
-    outcome = _fit_embedder(plan, embedder, cache, truncated, stopwatch)
+    outcome = _fit_embedder(plan, embedder, cache, truncated, stopwatch, models)
     embedder.head = outcome.head
     texts = plan.texts(Subset.PROTOCOL_TRAIN, Subset.EVAL)
     embeddings = _embed(embedder, texts, cache, truncated)
@@ -68,7 +74,11 @@ def run_experiment(plan: Plan, cache: "HiddenStateCache") -> tuple["Embedder", R
         truncated=sum(truncated.values()),
         seconds=stopwatch.total(),
         versions=environment.package_versions(),
-        device=[*environment.devices(), f"trained in {environment.training_dtype()}"],
+        device=[
+            *environment.devices(),
+            *([f"Gemma in {embedder.gemma.dtype}"] if embedder.gemma else []),
+            f"trained in {environment.training_dtype()}",
+        ],
         projection=outcome.projection,
         layer_selection=layer_selection,
         parameters=count_parameters(plan.experiment, max(inputs["cutoffs"], default=None)),
@@ -81,11 +91,12 @@ def train_embedder(plan: Plan, cache: "HiddenStateCache") -> "Embedder":
     Raises:
         InputError: as `run_experiment` does.
     """
-    from embedder_helpers.models.architectures import build_embedder
+    from embedder_helpers.experiments.reuse import ReusableModels
 
+    models = ReusableModels()
     plan, _ = _resolve_layer(plan, cache)
-    embedder = build_embedder(plan.experiment, plan.presets)
-    embedder.head = _fit_embedder(plan, embedder, cache, {}, _Stopwatch()).head
+    embedder = models.build_embedder(plan.experiment, plan.presets)
+    embedder.head = _fit_embedder(plan, embedder, cache, {}, _Stopwatch(), models).head
     return embedder
 
 
@@ -172,6 +183,7 @@ def _fit_embedder(
     cache: "HiddenStateCache",
     truncated: dict[str, bool],
     stopwatch: "_Stopwatch",
+    models: "ReusableModels",
 ) -> _TrainingOutcome:
     """Initialize the projection and train the embedder's model in place, as far as required."""
     from embedder_helpers.experiments import probe
@@ -207,15 +219,20 @@ def _fit_embedder(
         stopwatch.stop("projection")
     if not experiment.epochs:
         return _TrainingOutcome(projection=projection)
-    head, history = _train_model(plan, embedder, embedder.prepare_inputs(tokens, states))
+    inputs = embedder.prepare_inputs(tokens, states)
+    head, history = _train_model(plan, embedder, inputs, models)
     stopwatch.stop("train")
     return _TrainingOutcome(head, history, projection)
 
 
 def _train_model(
-    plan: Plan, embedder: "Embedder", inputs: Any
+    plan: Plan, embedder: "Embedder", inputs: Any, models: "ReusableModels"
 ) -> tuple["Head", list[dict[str, float]]]:
-    """Train the embedder's model in place; returns the head and the history."""
+    """Train the embedder's model in place; returns the head and the history.
+
+    Raises:
+        InputError: memory ran out, or the training diverged.
+    """
     from embedder_helpers.experiments import tracking, training
     from embedder_helpers.models.embedder import Head
 
@@ -225,15 +242,22 @@ def _train_model(
         (inputs.select(rows), np.searchsorted(classes, plan.labels(subset)))
         for subset, rows in subsets.items()
     )
-    classifier = training.add_head(embedder.model, len(classes))
+    experiment = plan.experiment
+    classifier = models.build_classifier(embedder, len(classes), experiment.clip_norm)
     # A training step costs about three forward passes.
     passes = embedder.forward_flops(3 * train[0].lengths)
     passes += embedder.forward_flops(validation[0].lengths)
-    work = plan.experiment.epochs * passes
-    with tracking.tracking_callbacks(plan.experiment, plan.path) as callbacks:
-        history = training.train_classifier(
-            classifier, train, validation, plan.experiment, embedder.longest, work, callbacks
-        )
+    options = experiment, embedder.longest, experiment.epochs * passes
+    try:
+        with tracking.tracking_callbacks(experiment, plan.path) as callbacks:
+            history = training.train_classifier(classifier, train, validation, *options, callbacks)
+    except Exception as error:
+        if not environment.is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"memory ran out in training with batch_size {experiment.batch_size} and max_tokens "
+            f"{experiment.max_tokens}: lower batch_size, or max_tokens"
+        ) from None
     return Head(*classifier.get_layer("head").get_weights(), classes), history
 
 
@@ -257,7 +281,7 @@ def _embed(
         tokens = _tokenize(embedder, distinct[start : start + size], truncated)
         states = None
         if embedder.gemma:
-            states = cache.lookup(embedder.gemma.preset, tokens.gemma, embedder.specs)
+            states = cache.lookup(embedder.gemma, tokens.gemma, embedder.specs)
         if states is None:
             states = embedder.hidden_states(tokens)
         embeddings[start : start + size] = embedder.embed(embedder.prepare_inputs(tokens, states))

@@ -5,12 +5,13 @@ on; a sweep that was killed continues where it stopped.
 """
 
 import contextlib
-import gc
+import itertools
 import logging
 import traceback
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,14 +27,11 @@ from embedder_helpers.utils import environment, progress
 from embedder_helpers.utils.files import writable_folder
 
 if TYPE_CHECKING:  # these import Keras, which takes seconds
+    from embedder_helpers.experiments.reuse import ReusableModels
     from embedder_helpers.experiments.schedule import ExperimentBatch
     from embedder_helpers.models.hidden_states import HiddenStateCache
 
 logger = logging.getLogger(__name__)
-
-# What an experiment takes besides its forward passes, in operations that take as long on a CPU.
-SCORING_WORK = 5e10
-TRAINING_WORK = 1e12  # most of it is spent on building the training graph
 
 
 class Outcome(NamedTuple):
@@ -154,8 +152,10 @@ def _run_all(
     plans: Sequence[Plan], todo: Sequence[Plan], until: float, worker: Worker
 ) -> dict[str, Outcome]:
     """Run what is to do, batch by batch; returns the outcomes of experiments not finished."""
+    from embedder_helpers.experiments.reuse import ReusableModels
     from embedder_helpers.experiments.schedule import schedule
 
+    models = ReusableModels()
     batches = schedule(plans, {plan.path for plan in todo})
     # Where processes wait for one another's last experiment, Gemma should not wait for RoBERTa's.
     batches.sort(key=lambda batch: worker.count > 1 and batch.gemma is None)
@@ -163,70 +163,74 @@ def _run_all(
         if batch.wanted and worker.number == 0:
             logger.info(batch.describe())
     forward_work = [_forward_work(batch) / worker.count for batch in batches]
-    work = sum(_experiment_work(plan) for batch in batches for plan in batch.plans) / worker.count
+    work = _total_work(batches, worker.count) | {progress.FORWARD: sum(forward_work)}
+    work[progress.BUILDING] += sum(operations > 0 for operations in forward_work)
     skipped: list[str] = []
-    with progress.overall_progress(sum(forward_work) + work, "sweep") as bar:
+    paces = _expected_paces(batches)
+    with progress.overall_progress(work, paces, "sweep") as overall:
         for batch, batch_work in zip(batches, forward_work, strict=True):
             if skipped and worker.count > 1:  # another process may still read this batch's states
                 skipped += [plan.path.stem for plan in batch.plans]
             else:
-                skipped += _run_batch(batch, batch_work, bar, until, worker)
+                skipped += _run_batch(batch, batch_work, overall, until, worker, models)
     failures = {name: Outcome(Status.FAILED, why) for name, why in worker.failures.items()}
     return failures | dict.fromkeys(skipped, SKIPPED)
 
 
 def _run_batch(
-    batch: "ExperimentBatch", work: float, bar: Any, until: float, worker: Worker
+    batch: "ExperimentBatch",
+    forward_work: float,
+    overall: progress.OverallProgress,
+    until: float,
+    worker: Worker,
+    models: "ReusableModels",
 ) -> list[str]:
     """Compute hidden states, then run the batch's experiments; returns the names of the skipped."""
+    from embedder_helpers.experiments.reuse import by_architecture
+
     skipped: list[str] = []
-    computed = _in_time(bar, work * worker.count, until)  # all of it, should the others die
+    models.release_unless_read(batch.plans)
+    # All of it, should other processes die.
+    computed = _in_time(overall, {progress.FORWARD: forward_work * worker.count}, until)
     if computed:
-        _compute_hidden_states(batch, work, bar, worker)
-    for plan in worker.claim(batch.plans):
-        name, plan_work, before = plan.path.stem, _experiment_work(plan), bar.n
-        bar.total = max(bar.total, bar.n + plan_work)  # others may have left more than an even part
-        if not computed or not _in_time(bar, plan_work, until):
+        loading = {progress.BUILDING: float(forward_work > 0)}  # takes about as long
+        with overall.task({progress.FORWARD: forward_work} | loading, has_pace=False):
+            _compute_hidden_states(batch, worker)
+    for plan in worker.claim(by_architecture(batch.plans)):
+        name, work = plan.path.stem, _experiment_work(plan)
+        if _is_trained(plan) and not models.has_classifier(plan):
+            work[progress.BUILDING] = 1
+        if not computed or not _in_time(overall, work, until):
             skipped.append(name)
             continue
         logger.info(name)
         try:
-            _run_one(plan, batch.cache)
-            bar.update(max(0, before + plan_work - bar.n))
+            with overall.task(work):
+                _run_one(plan, batch.cache, models)
         except Exception as error:
             reason = _log_failure(error, plan)
             worker.record_failure(name, reason, everywhere=isinstance(error, InputError))
-            bar.total -= max(0, before + plan_work - bar.n)
     return skipped
 
 
-def _in_time(bar: Any, work: float, until: float) -> bool:
-    """Whether work fits the deadline at the pace so far; the first work has no pace yet."""
-    pace = bar.format_dict["elapsed"] / bar.n if bar.n else 0.0  # seconds per operation
-    return session.fits_deadline(until, pace * work)
+def _in_time(overall: progress.OverallProgress, work: Mapping[str, float], until: float) -> bool:
+    """Whether work fits the deadline at the paces measured so far, or expected."""
+    return session.fits_deadline(until, overall.seconds(work))
 
 
-def _compute_hidden_states(batch: "ExperimentBatch", work: float, bar: Any, worker: Worker) -> None:
-    """Compute what is missing; work that was not needed is taken off the bar's total.
-
-    If this fails, the experiments that need the missing hidden states report why.
-    """
-    before = bar.n
+def _compute_hidden_states(batch: "ExperimentBatch", worker: Worker) -> None:
+    """Compute what is missing; experiments that need what could not be computed report why."""
     try:
         batch.compute_missing(worker.number, worker.count)
     except Exception as error:
         if worker.number > 0:
             raise  # this process is of no use; the first one does its work
         logger.warning("computing hidden states ended early: %s", _reason(error))
-    bar.total -= max(0, before + work - bar.n)
 
 
-def _run_one(plan: Plan, cache: "HiddenStateCache") -> None:
-    """Run an experiment and write its result; earlier models are freed first."""
-    # Not Keras's clear_session, which under TensorFlow 2.20 breaks the tokenizers of all embedders
-    # in the process, and frees nothing more.
-    gc.collect()
-    embedder, result = run_experiment(plan, cache)
+def _run_one(plan: Plan, cache: "HiddenStateCache", models: "ReusableModels") -> None:
+    """Run an experiment and write its result."""
+    embedder, result = run_experiment(plan, cache, models)
     write_result(result, plan.path)
     if mode := plan.experiment.save_embedder:
         folder = embedder.save(embedder_folder(plan.path), mode == "with_gemma", result.as_stored())
@@ -270,14 +274,58 @@ def _forward_work(batch: "ExperimentBatch") -> float:
     return progress.forward_flops(tokens, deepest, batch.gemma.preset.width)
 
 
-def _experiment_work(plan: Plan) -> float:
-    """Approximate operations of an experiment, for the bar, at four letters a token."""
+def _experiment_work(plan: Plan) -> dict[str, float]:
+    """Approximate work of an experiment by kind, at four letters a token."""
+    work = {progress.SCORING: 1.0}
     preset, epochs = plan.presets.get("slm_preset"), plan.experiment.epochs
     if not preset:
-        return SCORING_WORK
-    # A training step costs three forward passes.
-    passes = {Subset.TRAIN: 3 * epochs, Subset.VALIDATION: epochs}
+        return work
     letters = {subset: sum(map(len, plan.texts(subset))) for subset in plan.rows}
-    tokens = sum(passes.get(subset, 1) * count / 4 for subset, count in letters.items())
-    start = TRAINING_WORK if epochs else SCORING_WORK
-    return start + progress.forward_flops(tokens, preset.num_layers, preset.width)
+
+    def operations(passes: dict[Subset, int]) -> float:
+        tokens = sum(letters.get(subset, 0) / 4 * count for subset, count in passes.items())
+        return progress.forward_flops(tokens, preset.num_layers, preset.width)
+
+    # A training step costs three forward passes.
+    trained = {Subset.TRAIN: 3 * epochs, Subset.VALIDATION: epochs}
+    work[progress.TRAINING] = operations(trained)
+    work[progress.EMBEDDING] = operations({Subset.PROTOCOL_TRAIN: 1, Subset.EVAL: 1})
+    return work
+
+
+def _total_work(batches: Sequence["ExperimentBatch"], num_workers: int) -> dict[str, float]:
+    """Work of all experiments by kind; this process's even part of it if there are several.
+
+    A classifier is built where the architecture, or the task's number of classes, changes.
+    """
+    from embedder_helpers.experiments.reuse import by_architecture, classifier_key
+
+    total: Counter[str] = Counter()
+    plans = [plan for batch in batches for plan in by_architecture(batch.plans)]
+    for plan in plans:
+        total.update(_experiment_work(plan))
+    work = {kind: units / num_workers for kind, units in total.items()}
+    keys = [classifier_key(plan) for plan in plans if _is_trained(plan)]
+    return work | {progress.BUILDING: float(sum(1 for _ in itertools.groupby(keys)))}
+
+
+def _is_trained(plan: Plan) -> bool:
+    return "slm_preset" in plan.presets and plan.experiment.epochs > 0
+
+
+def _expected_paces(batches: Sequence["ExperimentBatch"]) -> dict[str, float]:
+    """Seconds per unit of each kind of work, for when none is measured yet."""
+    from embedder_helpers.experiments.estimate import STEP_SECONDS, expected_paces
+
+    gemma = next((batch.gemma for batch in batches if batch.gemma), None)
+    paces = expected_paces(gemma.preset, gemma.dtype) if gemma else expected_paces()
+    plans = [plan for batch in batches for plan in batch.plans]
+    if trained := sum(_experiment_work(plan).get(progress.TRAINING, 0.0) for plan in plans):
+        paces[progress.TRAINING] += STEP_SECONDS * sum(map(_count_steps, plans)) / trained
+    return paces
+
+
+def _count_steps(plan: Plan) -> int:
+    experiment = plan.experiment
+    texts = len(plan.rows[Subset.TRAIN]) if _is_trained(plan) else 0
+    return experiment.epochs * -(-texts // experiment.batch_size)

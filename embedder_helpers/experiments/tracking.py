@@ -87,7 +87,11 @@ def _csv(path: Path) -> Iterator["Callback"]:
 
     folder = path.parent / "curves"
     folder.mkdir(parents=True, exist_ok=True)
-    yield keras.callbacks.CSVLogger(folder / f"{path.stem}.csv")
+    logger = keras.callbacks.CSVLogger(folder / f"{path.stem}.csv")
+    try:
+        yield logger
+    finally:
+        logger.on_train_end()  # closes the file of a training that failed
 
 
 @contextlib.contextmanager

@@ -1,94 +1,87 @@
-"""Training: the embedder's model under a classification head, with Keras's `fit`.
+"""Training: the embedder's model under a classification head.
 
-Two learning rates: RoBERTa is pretrained and learns slowly; projection and head are new.
+Two learning rates: RoBERTa is pretrained and learns slowly; projection and head are new. Compiling
+a training step takes longer than an epoch of a small task, so `build_classifier` does it once, and
+`train_classifier` can train the same classifier for any number of experiments.
 """
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.models.batching import ModelInputs, bucket_length, training_batches
+from embedder_helpers.models.layers import NEW_LAYERS, initialize
+from embedder_helpers.models.text_model import TextModel
 from embedder_helpers.utils import progress
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_DECAY = 0.01
 HEAD_DROPOUT = 0.1
-# Layers that are not pretrained.
-NEW_LAYERS = ("layer_pooling", "projection", "head")
+HEAD_LAYERS = ("head_dropout", "head")
 
 
 class TwoRateAdamW(keras.optimizers.AdamW):
-    """AdamW (Loshchilov & Hutter 2019) with a higher learning rate for new layers.
+    """AdamW (Loshchilov & Hutter 2019) with another learning rate for new layers.
 
-    Args:
-        learning_rate: of pretrained layers.
-        new_rate: factor by which the rate of the layers in NEW_LAYERS is higher.
+    Both rates are variables, so that one compiled step serves every schedule and experiment.
+
+    Attributes:
+        rate_factor: how many times the rate of pretrained layers that of the NEW_LAYERS is.
     """
 
-    def __init__(self, learning_rate: Any, new_rate: float, **kwargs):
-        super().__init__(learning_rate, weight_decay=WEIGHT_DECAY, **kwargs)
-        self.new_rate = new_rate
+    def __init__(self, clip_norm: float | None = None):
+        super().__init__(0.0, weight_decay=WEIGHT_DECAY, global_clipnorm=clip_norm)
 
     def build(self, variables):
         """Record which variables belong to new layers; a backend's own variables have no path."""
         super().build(variables)
+        self.rate_factor = self.add_variable((), "ones", name="rate_factor")
         self._is_new = [v.path.split("/")[0].startswith(NEW_LAYERS) for v in variables]
 
     def update_step(self, gradient, variable, learning_rate):
         """Keras's step, at the variable's own rate."""
-        is_new = self._is_new[self._get_variable_index(variable)]
-        super().update_step(gradient, variable, learning_rate * (self.new_rate if is_new else 1.0))
+        if self._is_new[self._get_variable_index(variable)]:
+            learning_rate = learning_rate * ops.cast(self.rate_factor, learning_rate.dtype)
+        super().update_step(gradient, variable, learning_rate)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """Nothing, since there is one replica.
+
+        Keras's own sum on TensorFlow registers a gradient for good, and so keeps the whole graph
+        and its variables in memory after the model is gone.
+        """
+        return grads_and_vars
 
 
-class TrainingBatches(keras.utils.PyDataset):
-    """Batches of texts of similar length, shuffled every epoch, padded to their bucket.
+def shuffled_batches(
+    inputs: ModelInputs,
+    labels: np.ndarray,
+    batch_size: int,
+    longest: int,
+    generator: np.random.Generator,
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Batches of texts of similar length, padded to their bucket, in random order.
 
     Args:
         inputs: token ids or hidden states, memory-mapped or not.
         labels: `(texts,)` class numbers.
-        experiment: batch size, and seed of the shuffles.
+        batch_size: texts per batch.
         longest: positions of the longest bucket.
+        generator: of the order.
+
+    Yields:
+        Model inputs and class numbers.
     """
-
-    def __init__(
-        self, inputs: ModelInputs, labels: np.ndarray, experiment: Experiment, longest: int
-    ):
-        super().__init__()
-        self.inputs = inputs
-        self.labels = labels
-        self.batch_size = experiment.batch_size
-        self.longest = longest
-        self.generator = np.random.default_rng(experiment.seed)
-        self.shortest = 0
-        self.on_epoch_end()
-        lengths = {self._length(rows) for rows in self.batches}
-        # Keras expects the shapes of the first epoch's first two batches from then on: if all
-        # batches have the same length, no later one may be shorter.
-        self.shortest = max(lengths) if len(lengths) == 1 else 0
-
-    def on_epoch_end(self):
-        """Shuffle."""
-        batches = training_batches(self.inputs.lengths, self.batch_size, self.generator)
-        # Unless the first two batches differ in length, Keras assumes that all have theirs.
-        lengths = [self._length(rows) for rows in batches]
-        other = next((i for i, length in enumerate(lengths) if length != lengths[0]), 0)
-        batches.insert(1, batches.pop(other))
-        self.batches = batches
-
-    def _length(self, rows):
-        return max(self.shortest, bucket_length(self.inputs.lengths[rows].max(), self.longest))
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, index):
-        rows = self.batches[index]
-        return self.inputs.batch(rows, self._length(rows), len(rows)), self.labels[rows]
+    for rows in training_batches(inputs.lengths, batch_size, generator):
+        length = bucket_length(inputs.lengths[rows].max(), longest)
+        yield inputs.batch(rows, length, len(rows)), labels[rows].astype("int32")
 
 
 class EpochLogger(keras.callbacks.Callback):
@@ -108,21 +101,42 @@ class EpochLogger(keras.callbacks.Callback):
         logger.info("  epoch %d of %d: %s", epoch + 1, self.params["epochs"], metrics)
 
 
-def add_head(model: keras.Model, classes: int) -> keras.Model:
+def build_classifier(model: keras.Model, classes: int, clip_norm: float | None = None) -> TextModel:
     """The model with a classification head: dropout and a dense layer that returns logits.
 
     The head's initial weights are small, as BERT's are (Devlin et al. 2019): the few large
     dimensions of an embedding would otherwise cause large, wrong logits, and the first steps would
     destroy what RoBERTa has learned.
+
+    Args:
+        model: of an embedder.
+        classes: number of classes.
+        clip_norm: as in the Experiment.
+
+    Returns:
+        A compiled model, which `train_classifier` can train any number of times.
     """
     embedding = keras.layers.Dropout(HEAD_DROPOUT, name="head_dropout")(model.output)
     small = keras.initializers.TruncatedNormal(stddev=0.02)
     logits = keras.layers.Dense(classes, kernel_initializer=small, name="head")(embedding)
-    return keras.Model(model.input, logits)
+    classifier = TextModel(model.input, logits)
+    optimizer = TwoRateAdamW(clip_norm)
+    if any(layer.compute_dtype == "float16" for layer in classifier.layers):
+        # Small gradients vanish in float16; a step whose gradients overflow is skipped.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    # A step that creates variables, of the optimizer or of a metric, would be traced twice.
+    optimizer.build(classifier.trainable_variables)
+    classifier.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        jit_compile=False,  # XLA compiles the whole step for every bucket: longer than an epoch
+    )
+    return classifier
 
 
 def train_classifier(
-    classifier: keras.Model,
+    classifier: TextModel,
     train: tuple[ModelInputs, np.ndarray],
     validation: tuple[ModelInputs, np.ndarray],
     experiment: Experiment,
@@ -130,20 +144,20 @@ def train_classifier(
     work: float = 0.0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, float]]:
-    """Train the classifier in place.
+    """Train the classifier in place, with a new head and a new optimizer.
 
     Without `patience` it keeps the weights of the last epoch. With `patience`, training stops after
     that many epochs without a better one, and the weights of the best epoch are restored: that of
     the highest validation accuracy, the first among equals.
 
     Args:
-        classifier: returned by `add_head`.
+        classifier: returned by `build_classifier`.
         train: model inputs and their class numbers.
         validation: likewise; never trained on.
         experiment: epochs, batch size, learning rates and seed.
         longest: positions of the classifier's longest input.
         work: operations in all, for the progress bar.
-        callbacks: further callbacks for `fit`.
+        callbacks: further callbacks, which are called as `fit` calls them.
 
     Returns:
         Loss and accuracy on both splits for each epoch.
@@ -151,27 +165,110 @@ def train_classifier(
     Raises:
         InputError: the loss is not finite.
     """
-    batches = TrainingBatches(*train, experiment, longest)
-    steps = len(batches) * experiment.epochs
-    _compile(classifier, experiment, steps)
-    with progress.progress_bar(steps, "training", "step", work=work) as bar:
-        own = [*_early_stopping(experiment), keras.callbacks.TerminateOnNaN(), EpochLogger(bar)]
-        history = classifier.fit(
-            batches,
-            validation_data=TrainingBatches(*validation, experiment, longest),
-            epochs=experiment.epochs,
-            class_weight=_class_weights(train[1]) if experiment.class_weights else None,
-            callbacks=[*own, *callbacks],
-            shuffle=False,  # TrainingBatches shuffles
-            verbose=0,
-        ).history
-    if not np.isfinite(history["loss"]).all():
+    _reset(classifier, experiment)
+    generator = np.random.default_rng(experiment.seed)
+    steps_per_epoch = -(-len(train[1]) // experiment.batch_size)
+    steps = steps_per_epoch * experiment.epochs
+    rates = (learning_rate(step, steps, experiment) for step in range(steps))
+    class_weights = _class_weights(train[1]) if experiment.class_weights else None
+    history: list[dict[str, float]] = []
+    with progress.progress_bar(steps, "training", "step", {progress.TRAINING: work}) as bar:
+        listeners = keras.callbacks.CallbackList(
+            [*_early_stopping(experiment), EpochLogger(bar), *callbacks],
+            model=classifier, epochs=experiment.epochs, steps=steps_per_epoch, verbose=0,
+        )  # fmt: skip
+        listeners.on_train_begin()
+        for epoch in range(experiment.epochs):
+            listeners.on_epoch_begin(epoch)
+            batches = shuffled_batches(*train, experiment.batch_size, longest, generator)
+            metrics = _train_epoch(classifier, batches, rates, class_weights, listeners)
+            fixed_order = np.random.default_rng(experiment.seed)
+            batches = shuffled_batches(*validation, experiment.batch_size, longest, fixed_order)
+            validated = _evaluate(classifier, batches)
+            metrics |= {f"val_{name}": value for name, value in validated.items()}
+            history.append(metrics)
+            listeners.on_epoch_end(epoch, metrics)
+            if classifier.stop_training or not np.isfinite(metrics["loss"]):
+                break
+        listeners.on_train_end(metrics)
+    if not np.isfinite(metrics["loss"]):
         raise InputError(
-            f"training diverged in epoch {len(history['loss'])}: the loss is not finite; lower "
+            f"training diverged in epoch {len(history)}: the loss is not finite; lower "
             "learning_rate or projection_learning_rate"
         )
-    epochs = zip(*history.values(), strict=True)
-    return [dict(zip(history, map(float, epoch), strict=True)) for epoch in epochs]
+    return history
+
+
+def _reset(classifier: TextModel, experiment: Experiment) -> None:
+    """Give the classifier a new head and a new optimizer, without building either again."""
+    initialize([classifier.get_layer(name) for name in HEAD_LAYERS], experiment.seed)
+    if keras.config.backend() == "torch":  # Keras's dropout draws from its global generator
+        import torch
+
+        torch.manual_seed(experiment.seed)
+    optimizer = classifier.optimizer
+    for variable in optimizer.variables:
+        variable.assign(ops.zeros(variable.shape, variable.dtype))
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer.dynamic_scale.assign(optimizer.initial_scale)
+        optimizer = optimizer.inner_optimizer
+    optimizer.rate_factor.assign(experiment.projection_learning_rate / experiment.learning_rate)
+    classifier.stop_training = False
+
+
+def learning_rate(step: int, steps: int, experiment: Experiment) -> float:
+    """RoBERTa's learning rate at a step, counted from 0: it rises, then falls to 0 as a cosine."""
+    warmup = min(round(experiment.warmup * steps), steps - 1)  # at least one step is left to fall
+    if step < warmup:
+        return experiment.learning_rate * step / warmup
+    fallen = (step - warmup) / (steps - warmup)
+    return experiment.learning_rate * (1 + math.cos(math.pi * fallen)) / 2
+
+
+def _train_epoch(
+    classifier: TextModel,
+    batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray]],
+    rates: Iterator[float],
+    class_weights: np.ndarray | None,
+    listeners: keras.callbacks.CallbackList,
+) -> dict[str, float]:
+    """Train on each batch, at the next of the rates; returns loss and accuracy over all texts.
+
+    Not `fit`, which keeps its data sets, and with them open files, for the life of the process.
+    """
+    metrics, sizes = [], []
+    for number, ((inputs, labels), rate) in enumerate(zip(batches, rates, strict=False)):
+        listeners.on_train_batch_begin(number)
+        classifier.optimizer.learning_rate = rate
+        classifier.reset_metrics()  # before Keras 3.14, train_on_batch adds to the metrics
+        weights = _text_weights(labels, class_weights)
+        metrics.append(classifier.train_on_batch(inputs, labels, weights, return_dict=True))
+        sizes.append(len(labels))
+        listeners.on_train_batch_end(number, metrics[-1])
+        if classifier.stop_training or not np.isfinite(metrics[-1]["loss"]):
+            break
+    return _mean(metrics, sizes)
+
+
+def _evaluate(
+    classifier: TextModel, batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray]]
+) -> dict[str, float]:
+    """Loss and accuracy over all texts."""
+    metrics, sizes = [], []
+    for inputs, labels in batches:
+        classifier.reset_metrics()
+        weights = _text_weights(labels, None)
+        metrics.append(classifier.test_on_batch(inputs, labels, weights, return_dict=True))
+        sizes.append(len(labels))
+    return _mean(metrics, sizes)
+
+
+def _mean(metrics: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> dict[str, float]:
+    """Means over the texts of batches of these sizes."""
+    return {
+        name: float(np.average([float(one[name]) for one in metrics], weights=sizes))
+        for name in metrics[0]
+    }
 
 
 def _early_stopping(experiment: Experiment) -> list[keras.callbacks.Callback]:
@@ -184,27 +281,13 @@ def _early_stopping(experiment: Experiment) -> list[keras.callbacks.Callback]:
     ]
 
 
-def _class_weights(labels: np.ndarray) -> dict[int, float]:
+def _class_weights(labels: np.ndarray) -> np.ndarray:
     """Class weights inversely proportional to frequency, with a mean of 1 over the texts."""
     counts = np.bincount(labels)
-    return {label: len(labels) / len(counts) / count for label, count in enumerate(counts) if count}
+    return len(labels) / len(counts) / np.maximum(counts, 1)
 
 
-def _compile(classifier: keras.Model, experiment: Experiment, steps: int) -> None:
-    """Set the loss, and the optimizer with learning rates that rise, then fall to 0."""
-    warmup = min(round(experiment.warmup * steps), steps - 1)  # at least one step is left to fall
-    peak = {"warmup_target": experiment.learning_rate, "warmup_steps": warmup} if warmup else {}
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else experiment.learning_rate, decay_steps=steps - warmup, **peak
-    )
-    new_rate = experiment.projection_learning_rate / experiment.learning_rate
-    optimizer = TwoRateAdamW(rate, new_rate, global_clipnorm=experiment.clip_norm)
-    if any(layer.compute_dtype == "float16" for layer in classifier.layers):
-        # Small gradients vanish in float16; a step whose gradients overflow is skipped.
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    classifier.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=False,  # XLA compiles the whole step for every bucket: longer than an epoch
-    )
+def _text_weights(labels: np.ndarray, class_weights: np.ndarray | None) -> np.ndarray:
+    """Each text's weight in the loss, `(texts,)`; without class weights 1."""
+    weights = np.ones(len(labels)) if class_weights is None else class_weights[labels]
+    return weights.astype("float32")

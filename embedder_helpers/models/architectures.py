@@ -4,7 +4,6 @@ Built from an Experiment with pretrained weights, or loaded from a saved embedde
 """
 
 import functools
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,18 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-from embedder_helpers.config import Experiment, make_experiment
+from embedder_helpers.config import BEFORE_SETTING_EXISTED, Experiment, make_experiment
 from embedder_helpers.models import saving
 from embedder_helpers.models.batching import ModelInputs, MultiLayerStates, RaggedArray, fuse_inputs
 from embedder_helpers.models.embedder import Embedder
-from embedder_helpers.models.gemma import Gemma, HiddenStateSpec, hidden_state_specs
-from embedder_helpers.models.layers import LayerPooling, Standardize, fuse_embeddings, pool
+from embedder_helpers.models.gemma import Gemma, hidden_state_specs
+from embedder_helpers.models.layers import (
+    FUSION_FUNCTIONS,
+    LayerPooling,
+    Standardize,
+    fuse_embeddings,
+    pool,
+)
 from embedder_helpers.models.presets import ROLES, Preset, find_presets
 from embedder_helpers.models.projection import (
     RidgeMap,
@@ -29,6 +34,7 @@ from embedder_helpers.models.projection import (
     set_projection,
 )
 from embedder_helpers.models.roberta import encode_embeddings, load_roberta
+from embedder_helpers.models.text_model import TextModel
 from embedder_helpers.models.tokenization import TokenizedTexts, align_tokens, tokenize
 from embedder_helpers.utils import environment, progress
 
@@ -44,14 +50,27 @@ def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = N
         InputError: a preset cannot be used.
     """
     presets = presets or find_presets(experiment)
-    presets = {role: presets[role] for role in ROLES[experiment.kind]}
-    # Keras draws the seeds of weights and dropout from here. Its own set_random_seed would reset
-    # TensorFlow too, which in 2.20 invalidates the tables of all existing tokenizers.
-    random.seed(experiment.seed)
     kinds = {"gemma_only": GemmaOnly, "roberta_only": RobertaOnly, "hybrid": Hybrid}
-    embedder = kinds[experiment.kind](experiment, **presets)
-    embedder.experiment, embedder.presets = experiment, presets
-    return embedder
+    presets = {role: presets[role] for role in ROLES[experiment.kind]}
+    return kinds[experiment.kind](experiment, presets)
+
+
+def architecture(experiment: Experiment, presets: dict[str, Preset]) -> tuple[Any, ...]:
+    """What determines an embedder's Keras models and pretrained weights.
+
+    Embedders that have it in common differ in what `Embedder.prepare` and training set.
+    """
+    if experiment.kind == "gemma_only":
+        return (experiment.kind,)
+    roberta = presets["slm_preset"].fingerprint, environment.training_dtype()
+    common = experiment.kind, *roberta, experiment.pooling
+    if experiment.kind == "roberta_only":
+        return common
+    specs = hidden_state_specs(experiment, presets["llm_preset"].num_layers)
+    states = presets["llm_preset"].width, len(specs), specs[0].dtype, experiment.layer_pooling
+    fusion = experiment.fusion, FUSION_FUNCTIONS.get(experiment.fusion)
+    projection = experiment.projection, experiment.projection_init(), experiment.state_dropout
+    return *common, *states, *fusion, *projection
 
 
 def load_embedder(
@@ -74,7 +93,7 @@ def load_embedder(
     manifest = saving.read_manifest(folder)
     with saving.report_damage(folder):
         experiment = make_experiment(
-            manifest.experiment | {"stream_blocks": stream_blocks},
+            {**BEFORE_SETTING_EXISTED, **manifest.experiment, "stream_blocks": stream_blocks},
             where=str(folder / saving.MANIFEST_FILE),
         )
         presets = {
@@ -93,24 +112,22 @@ class GemmaOnly(Embedder):
 
     Args:
         experiment: settings: cutoffs, poolings and length.
-        llm_preset: preset of Gemma.
+        presets: Gemma's, by its setting.
     """
 
-    def __init__(self, experiment: Experiment, llm_preset: Preset):
+    def __init__(self, experiment: Experiment, presets: dict[str, Preset]):
         # === Layers ===
-        self.gemma = Gemma(llm_preset, experiment.stream_blocks)
-        self.specs = hidden_state_specs(experiment, llm_preset.num_layers)
+        preset = presets["llm_preset"]
+        self.gemma = Gemma(preset, experiment.stream_blocks, experiment.llm_dtype)
+        self.specs = hidden_state_specs(experiment, preset.num_layers)
 
         # === Functional Model ===
-        inputs = _states_input(self.specs, llm_preset.width)
-        states = _pool_layers(inputs, experiment.layer_pooling)
-        mask = _tokens_input("mask")
-        pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
-        self.model = _uncompiled_model({"inputs": inputs, "mask": mask}, pooled)
+        states = preset.width, len(self.specs), self.specs[0].dtype
+        self.model = _pooling_model(*states, experiment.layer_pooling, experiment.pooling)
 
         # === Config ===
-        self.width = llm_preset.width
-        self.max_tokens = self.longest = experiment.max_tokens
+        self.width = preset.width
+        self.prepare(experiment, presets)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize for Gemma."""
@@ -133,24 +150,24 @@ class RobertaOnly(Embedder):
 
     Args:
         experiment: settings: pooling and length.
-        slm_preset: preset of RoBERTa.
+        presets: RoBERTa's, by its setting.
         loaded: backbone and tokenizer, to share those of another embedder; None: load them.
     """
 
-    def __init__(self, experiment: Experiment, slm_preset: Preset, loaded: Any = None):
+    def __init__(self, experiment: Experiment, presets: dict[str, Preset], loaded: Any = None):
         # === Layers ===
-        loaded = loaded or load_roberta(slm_preset, environment.training_dtype())
-        self.roberta, self.tokenizer = loaded
+        preset = presets["slm_preset"]
+        self.roberta, self.tokenizer = loaded or load_roberta(preset, environment.training_dtype())
 
         # === Functional Model ===
         tokens, mask = _tokens_input("inputs"), _tokens_input("mask")
         states = encode_embeddings(self.roberta, self.roberta.token_embedding(tokens), mask)
         pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
-        self.model = _uncompiled_model({"inputs": tokens, "mask": mask}, pooled)
+        self.model = TextModel({"inputs": tokens, "mask": mask}, pooled)
 
         # === Config ===
-        self.width, self.num_layers = slm_preset.width, slm_preset.num_layers
-        self.max_tokens = self.longest = experiment.max_tokens
+        self.width, self.num_layers = preset.width, preset.num_layers
+        self.prepare(experiment, presets)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize for RoBERTa."""
@@ -170,21 +187,20 @@ class Hybrid(RobertaOnly):
 
     Args:
         experiment: settings: cutoffs, poolings, fusion, projection and length.
-        slm_preset: preset of RoBERTa.
-        llm_preset: preset of Gemma.
+        presets: both models', by their settings.
     """
 
-    def __init__(self, experiment: Experiment, slm_preset: Preset, llm_preset: Preset):
+    def __init__(self, experiment: Experiment, presets: dict[str, Preset]):
         # === Layers ===
         dtype = environment.training_dtype()
-        self.gemma = Gemma(llm_preset, experiment.stream_blocks)
-        self.specs = hidden_state_specs(experiment, llm_preset.num_layers)
+        llm_preset, slm_preset = presets["llm_preset"], presets["slm_preset"]
+        specs = hidden_state_specs(experiment, llm_preset.num_layers)
         self.roberta, self.tokenizer = load_roberta(slm_preset, dtype)
         self.standardize = Standardize(dtype="float32", name="standardise")
         self.projection = build_projection(experiment, llm_preset.width, slm_preset.width, dtype)
 
         # === Functional Model ===
-        inputs = _states_input(self.specs, llm_preset.width)
+        inputs = _states_input(llm_preset.width, len(specs), specs[0].dtype)
         states = _pool_layers(self.standardize(inputs), experiment.layer_pooling)
         self.projection_input = keras.Model(inputs, states)
         states = keras.layers.Dropout(experiment.state_dropout, name="state_dropout")(states)
@@ -196,12 +212,21 @@ class Hybrid(RobertaOnly):
             embeddings = fuse_embeddings(experiment.fusion, embeddings, own, tokens)
         states = ops.cast(encode_embeddings(self.roberta, embeddings, mask), "float32")
         pooled = pool(states, mask, experiment.pooling)
-        self.model = _uncompiled_model(model_inputs | {"mask": mask}, pooled)
+        self.model = TextModel(model_inputs | {"mask": mask}, pooled)
 
         # === Config ===
         self.fusion = experiment.fusion
         self.width, self.num_layers = slm_preset.width, slm_preset.num_layers
-        self.max_tokens = experiment.max_tokens
+        self.prepare(experiment, presets)
+
+    def prepare(self, experiment: Experiment, presets: dict[str, Preset]) -> None:
+        """Set also Gemma, which differs between embedders of one architecture, and its cutoffs."""
+        super().prepare(experiment, presets)
+        preset = presets["llm_preset"]
+        settings = preset, experiment.stream_blocks, experiment.llm_dtype
+        if not self.gemma or self.gemma.settings != settings:
+            self.gemma = Gemma(*settings)
+        self.specs = hidden_state_specs(experiment, preset.num_layers)
         self.longest = self.max_tokens * (2 if self.fusion == "prepend" else 1)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
@@ -223,8 +248,7 @@ class Hybrid(RobertaOnly):
     @functools.cached_property
     def without_gemma(self) -> RobertaOnly:
         """The same fine-tuned RoBERTa on the text's own token embeddings."""
-        loaded = self.roberta, self.tokenizer
-        return RobertaOnly(self.experiment, self.presets["slm_preset"], loaded)
+        return RobertaOnly(self.experiment, self.presets, (self.roberta, self.tokenizer))
 
     def predict(self, texts: str | Sequence[str]) -> pd.DataFrame:
         """Classify texts with the head, and show what Gemma changed.
@@ -281,10 +305,20 @@ def _tokens_input(name: str) -> keras.KerasTensor:
     return keras.Input((None,), dtype="int32", name=name)
 
 
-def _states_input(specs: Sequence[HiddenStateSpec], width: int) -> keras.KerasTensor:
+@functools.cache  # it has no weights, so embedders can share it
+def _pooling_model(
+    width: int, num_cutoffs: int, dtype: str, layer_pooling: str, pooling: str
+) -> TextModel:
+    """The model of Gemma alone, after the hidden states."""
+    inputs, mask = _states_input(width, num_cutoffs, dtype), _tokens_input("mask")
+    states = ops.cast(_pool_layers(inputs, layer_pooling), "float32")
+    return TextModel({"inputs": inputs, "mask": mask}, pool(states, mask, pooling))
+
+
+def _states_input(width: int, num_cutoffs: int, dtype: str) -> keras.KerasTensor:
     """Input `(texts, tokens, width)`, or `(texts, tokens, cutoffs, width)` for several cutoffs."""
-    shape = (None, width) if len(specs) == 1 else (None, len(specs), width)
-    return keras.Input(shape, dtype=specs[0].dtype, name="inputs")
+    shape = (None, width) if num_cutoffs == 1 else (None, num_cutoffs, width)
+    return keras.Input(shape, dtype=dtype, name="inputs")
 
 
 def _pool_layers(states: keras.KerasTensor, layer_pooling: str) -> keras.KerasTensor:
@@ -292,12 +326,3 @@ def _pool_layers(states: keras.KerasTensor, layer_pooling: str) -> keras.KerasTe
     if len(states.shape) == 3:
         return states
     return LayerPooling(layer_pooling, name="layer_pooling")(states)
-
-
-def _uncompiled_model(
-    inputs: dict[str, keras.KerasTensor], embedding: keras.KerasTensor
-) -> keras.Model:
-    """A model that XLA does not compile: it would recompile for every length and batch size."""
-    model = keras.Model(inputs, embedding)
-    model.jit_compile = False
-    return model

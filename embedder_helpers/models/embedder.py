@@ -33,13 +33,13 @@ from embedder_helpers.models.batching import (
     inference_batches,
 )
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
+from embedder_helpers.models.layers import NEW_LAYERS, initialize
 from embedder_helpers.models.presets import Preset, from_preset
 from embedder_helpers.models.tokenization import TokenizedTexts
 from embedder_helpers.utils import progress
 
 EMBEDDING_TOKENS = 4096  # tokens per batch in inference
 CHUNK = 2048  # texts whose hidden states are held in memory at a time
-JOINT_LAYERS = ("standardise", "layer_pooling", "projection")  # layers that are not in RoBERTa
 
 
 class Head(NamedTuple):
@@ -99,6 +99,13 @@ class Embedder:
     max_tokens: int
     longest: int
 
+    def prepare(self, experiment: Experiment, presets: dict[str, Preset]) -> None:
+        """Set all that an experiment determines besides the architecture and pretrained weights."""
+        self.experiment, self.presets = experiment, presets
+        self.head = self.result = None
+        self.max_tokens = self.longest = experiment.max_tokens
+        initialize(self.model.layers, experiment.seed)
+
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize texts for each model that reads them."""
         raise NotImplementedError
@@ -120,13 +127,13 @@ class Embedder:
     def embed(self, inputs: ModelInputs, batch_size: int | None = None) -> np.ndarray:
         """Run the model: embeddings `(texts, width)` float32."""
         embeddings = np.empty((len(inputs), self.width), "float32")
-        work = self.forward_flops(inputs.lengths)
-        with progress.progress_bar(len(inputs), "embedding", work=work) as bar:
+        work = {progress.EMBEDDING: self.forward_flops(inputs.lengths)}
+        with progress.progress_bar(int(inputs.lengths.sum()), "embedding", "token", work) as bar:
             batches = inference_batches(inputs.lengths, EMBEDDING_TOKENS, self.longest, batch_size)
             for rows, length, texts in batches:
                 output = self.model.predict_on_batch(inputs.batch(rows, length, texts))
                 embeddings[rows] = output[: len(rows)]
-                bar.update(len(rows))
+                bar.update(int(inputs.lengths[rows].sum()))
         return embeddings
 
     def forward_flops(self, lengths: np.ndarray) -> float:
@@ -280,7 +287,7 @@ class Embedder:
     def _joint_variables(self) -> list[Any]:
         """The variables of the layers between Gemma and RoBERTa."""
         variables = self.model.variables
-        return [item for item in variables if item.path.split("/")[0].startswith(JOINT_LAYERS)]
+        return [item for item in variables if item.path.split("/")[0].startswith(NEW_LAYERS)]
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {item.path: ops.convert_to_numpy(item) for item in self._joint_variables()}

@@ -11,7 +11,8 @@ representation to a small model's. `prepend` puts all projected hidden states be
 tokens.
 """
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -22,7 +23,42 @@ from embedder_helpers.config import FUSION_NAMES, InputError
 from embedder_helpers.models.batching import EMPTY, MultiLayerStates, RaggedArray
 
 CHUNK = 64  # texts whose hidden states are read at a time
+# Names of layers that are not pretrained begin with one of these.
+NEW_LAYERS = ("standardise", "layer_pooling", "projection", "head")
 GATE_RATE = 30  # factor on a gate's weight, so that few training steps can move it far from 0
+
+
+def initialize(layers: Iterable[keras.layers.Layer], seed: int) -> None:
+    """Set layers to the state that training starts from, whatever they were used for before.
+
+    New layers get initial weights, and every dropout its random state; pretrained weights stay. A
+    layer's draws depend on the seed and its name alone, so that two models have in common what
+    their layers have in common.
+    """
+    for layer in _flatten(layers):
+        # Keras draws the seeds of initializers from here. Its own set_random_seed would reset
+        # TensorFlow too, which in 2.20 invalidates the tables of all existing tokenizers.
+        random.seed(f"{seed} {layer.name}")
+        for variable in layer.variables:
+            if variable.name == "seed_generator_state":
+                variable.assign([random.getrandbits(31), 0])
+        if layer.weights and layer.name.startswith(NEW_LAYERS):
+            layer.set_weights(_fresh_copy(layer).get_weights())
+
+
+def _flatten(layers: Iterable[keras.layers.Layer]) -> Iterator[keras.layers.Layer]:
+    """The layers, and in place of a model its layers."""
+    for layer in layers:
+        if isinstance(layer, keras.Model):
+            yield from _flatten(layer.layers)
+        else:
+            yield layer
+
+
+def _fresh_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+    copy = type(layer).from_config(layer.get_config())
+    copy.build_from_config(layer.get_build_config())
+    return copy
 
 
 class Standardize(keras.layers.Layer):

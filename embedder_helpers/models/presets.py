@@ -181,8 +181,8 @@ def preset_file(role: str, preset: Preset, name: str) -> Path:
         path = kaggle_file(role, preset.name, handle, name)
     if not path.is_file():
         raise InputError(
-            f"{role} {preset.name!r} has no file {name}: its weights are split over several "
-            "files, or missing; set stream_blocks: false, or use another preset"
+            f"{role} {preset.name!r} has no file {name}: use a complete preset (config.json, "
+            "model.weights.h5, tokenizer.json, assets/), or another one"
         )
     return path
 

@@ -8,9 +8,11 @@ from embedder_helpers.__main__ import main
 from embedder_helpers.config import Experiment
 from embedder_helpers.experiments import estimate
 from embedder_helpers.experiments.estimate import Device, estimate_cost
+from embedder_helpers.models.presets import find_preset
 from embedder_helpers.models.shapes import count_weights, preset_shape
+from embedder_helpers.utils import environment, progress
 
-DEVICE = Device(float32=2e12, float16=0, memory=1e9)
+DEVICE = Device(float32=2e12, half=0, half_dtype="", training=1e12, memory=1e9)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,8 @@ def test_all_texts_pass_gemma_once_to_the_deepest_cutoff_and_are_stored_at_each(
     )
     assert both["TFLOP"] == pytest.approx(2 * one["TFLOP"])
     assert both["disk GB"] == pytest.approx(2 * one["disk GB"])
-    assert both["hours"] == pytest.approx(both["TFLOP"] / (estimate.FLOAT32_UTILIZATION * 2) / 3600)
+    computing = both["TFLOP"] / 2 / 3600
+    assert both["hours"] - one["hours"] == pytest.approx(computing / 2)  # compiled alike
 
 
 def test_every_seed_is_trained_and_every_epoch_costs_the_same(experiment):
@@ -49,7 +52,8 @@ def test_every_seed_is_trained_and_every_epoch_costs_the_same(experiment):
         for seeds, epochs in (([1], 2), ([1, 2, 3], 2), ([1], 4))
     ]
     once, three_seeds, longer = (part(table, "training")["TFLOP"] for table in tables)
-    assert (three_seeds, longer) == (pytest.approx(3 * once), pytest.approx(2 * once))
+    assert three_seeds == pytest.approx(3 * once, rel=0.05)  # padding depends on the shuffle
+    assert longer == pytest.approx(2 * once)
 
 
 def test_the_last_row_sums_the_parts(experiment):
@@ -85,16 +89,65 @@ def test_hidden_states_take_no_more_disk_than_their_limit(experiment):
     assert part(table, "tiny_gemma")["disk GB"] == pytest.approx(1e-6)
 
 
-def test_a_streamed_gemma_needs_the_memory_of_one_layer(experiment):
+def test_a_streamed_gemma_needs_the_memory_of_two_layers_and_of_several_batches(experiment):
     loaded, streamed = (
-        estimate_cost(
-            [experiment(kind="gemma_only", llm_layers=5, stream_blocks=is_streamed)], DEVICE
+        part(
+            estimate_cost(
+                [experiment(kind="gemma_only", llm_layers=5, stream_blocks=is_streamed)], DEVICE
+            ),
+            "tiny_gemma",
         )
         for is_streamed in (False, True)
     )
-    layer = count_weights(preset_shape("llm_preset", "tiny_gemma")).layer
-    difference = part(loaded, "tiny_gemma")["memory GB"] - part(streamed, "tiny_gemma")["memory GB"]
-    assert difference == pytest.approx(4 * 4 * layer / 1e9)
+    shape = preset_shape("llm_preset", "tiny_gemma")
+    saved = 4 * 3 * count_weights(shape).layer
+    tokens = (loaded["memory GB"] - streamed["memory GB"]) * 1e9 - saved
+    assert tokens < 0 and tokens % (4 * shape["hidden_dim"]) == pytest.approx(0, abs=1e-3)
+
+
+def test_gemma_takes_half_the_memory_and_its_own_speed_in_half_precision(experiment):
+    device = DEVICE._replace(half=8e12, half_dtype="bfloat16", is_cpu=True)
+    single, half = (
+        part(estimate_cost([experiment(kind="gemma_only", llm_dtype=dtype)], device), "tiny_gemma")
+        for dtype in ("float32", "auto")
+    )
+    assert "float32" in single["part"] and "bfloat16" in half["part"]
+    assert single["hours"] > single["TFLOP"] / 2 / 3600  # XLA compiles it
+    assert half["hours"] == pytest.approx(half["TFLOP"] / 8 / 3600)
+    assert device.forward_speed("float16") == device.float32  # slow on a CPU
+    assert device._replace(is_cpu=False).forward_speed("float16") == device.half
+
+
+def test_memory_that_does_not_suffice_is_reported_with_what_to_set(experiment):
+    experiments = [experiment(batch_size=64, epochs=1, llm_layers=5)]
+    assert estimate.memory_advice(experiments, DEVICE._replace(memory=1e12)) == []
+    gemma, training, *_ = estimate.memory_advice(experiments, DEVICE._replace(memory=1e5))
+    assert "tiny_gemma" in gemma and "stream_blocks: true" in gemma
+    assert "training" in training and "lower batch_size" in training
+
+
+def test_several_devices_share_the_work_but_each_builds_the_models(experiment):
+    one = estimate_cost([experiment(kind="roberta_only")], DEVICE)
+    two = estimate_cost([experiment(kind="roberta_only")], DEVICE._replace(count=2))
+    assert "hours, 2 GPUs" not in one
+    row = part(two, "training")
+    assert row["hours"] == part(one, "training")["hours"]
+    building = estimate.BUILDING_SECONDS / 3600
+    assert row["hours, 2 GPUs"] - building == pytest.approx((row["hours"] - building) / 2)
+
+
+def test_a_model_is_built_once_for_each_architecture(experiment):
+    def building(**settings):
+        seeds = [experiment(seed=seed, epochs=1, **settings) for seed in (1, 2)]
+        row = part(estimate_cost(seeds, DEVICE), "training")
+        return row["hours"] * 3600 - row["TFLOP"] / (DEVICE.training / 1e12)
+
+    alone, hybrid = building(kind="roberta_only"), building(kind="hybrid", fusion="add")
+    assert alone == hybrid == pytest.approx(estimate.BUILDING_SECONDS)
+    both = [experiment(kind=kind, epochs=1) for kind in ("roberta_only", "hybrid")]
+    row = part(estimate_cost(both, DEVICE), "training")
+    seconds = row["hours"] * 3600 - row["TFLOP"] / (DEVICE.training / 1e12)
+    assert seconds == pytest.approx(2 * estimate.BUILDING_SECONDS)
 
 
 def test_operations_are_two_per_weight_and_those_of_attention():
@@ -105,31 +158,40 @@ def test_operations_are_two_per_weight_and_those_of_attention():
     assert attention == 10 * 3 * 4 * 7 * 3 * 32
 
 
-def test_tensor_cores_train_at_a_fraction_of_their_own_peak():
-    assert Device(1e12, 0, 1).training() == estimate.FLOAT32_UTILIZATION * 1e12
-    assert Device(1e12, 8e12, 1).training() == estimate.FLOAT16_UTILIZATION * 8e12
-
-
 @pytest.mark.parametrize("name", sorted(estimate.GPUS))
-def test_a_device_is_described_by_its_memory_speed_and_utilization(name):
+def test_a_device_is_described_by_its_memory_and_the_speeds_assumed(name):
     device = estimate.GPUS[name]
     description = estimate.describe_device(device)
-    training = estimate.FLOAT16_UTILIZATION if device.float16 else estimate.FLOAT32_UTILIZATION
-    assert f"{device.memory / 1e9:.0f} GB" in description
-    assert f"{device.float32 / 1e12:.2g} TFLOP/s" in description
-    assert f"training {training:.0%}" in description
+    assert f"{device.memory / 1e9:.1f} GB" in description
+    assert f"{device.half / 1e12:.2g} TFLOP/s in {device.half_dtype}" in description
+    assert f"training {device.training / 1e12:.2g}" in description
 
 
-def test_the_speed_of_this_cpu_can_be_measured():
-    device = estimate.measure_cpu(0.05)
+def test_the_speed_of_this_device_is_measured_once():
+    device = estimate.measure_device()
     assert np.isfinite(device.float32) and device.float32 > 1e8
+    assert estimate.measure_device().float32 == device.float32
+    assert bool(device.half) == bool(environment.half_dtype())
+
+
+def test_paces_are_expected_from_the_speeds_of_this_device(monkeypatch):
+    monkeypatch.setattr(estimate, "measure_device", lambda: DEVICE)
+    preset = find_preset("llm_preset", "tiny_gemma")
+    paces = estimate.expected_paces(preset, "float32")
+    assert paces["training"] == 1 / DEVICE.training
+    shape = preset_shape("llm_preset", "tiny_gemma")
+    units = progress.forward_flops(1000, 3, shape["hidden_dim"])
+    operations = estimate.forward_operations(shape, 1000, 3, 0)
+    assert paces["forward"] * units == pytest.approx(operations / DEVICE.float32)
+    assert "forward" not in estimate.expected_paces()
 
 
 def test_the_command_prints_the_table_and_the_device(task, capsys):
     settings = ["--set", f"task={task}", "--set", "samples_per_label=2"]
-    assert main(["estimate", "quickstart", *settings, "--baselines", "--on", "P100"]) == 0
+    assert main(["estimate", "quickstart", *settings, "--baselines", "--on", "T4"]) == 0
     output = capsys.readouterr().out
-    assert "| tiny_gemma, one forward pass |" in output and "P100: 16 GB of memory" in output
+    assert "| tiny_gemma, one forward pass, float16 |" in output
+    assert "hours, 2 GPUs" in output and "T4: 15.1 GB of memory" in output
 
 
 def test_an_unknown_gpu_is_an_error_that_lists_the_known_ones(capsys):

@@ -6,9 +6,11 @@ import json
 import logging
 import shutil
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from made_task import experiment, write_task
 
@@ -22,6 +24,7 @@ from embedder_helpers.models.architectures import load_embedder
 from embedder_helpers.models.gemma import Gemma
 from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.models.layers import Standardize
+from embedder_helpers.models.text_model import TextModel
 from embedder_helpers.models.tokenization import tokenize
 from embedder_helpers.results.result import embedder_folder, read_result
 
@@ -385,6 +388,19 @@ def test_a_preset_without_weights_is_an_error_that_names_it(task, tmp_path):
     shutil.copy(BUILTIN_FOLDER / "tiny_roberta" / "config.json", folder)
     with pytest.raises(InputError, match="slm_preset.*half"):
         run(experiment(task, kind="roberta_only", slm_preset=str(folder)), tmp_path)
+
+
+def test_a_training_that_runs_out_of_memory_says_what_to_lower(task, tmp_path, monkeypatch):
+    def train_on_batch(*_, **__):
+        raise MemoryError("32 GiB")
+
+    monkeypatch.setattr(TextModel, "train_on_batch", train_on_batch)
+    settings = dict(kind="roberta_only", batch_size=7, max_tokens=48)
+    message = "memory ran out in training with batch_size 7 and max_tokens 48: lower batch_size"
+    with pytest.raises(InputError, match=message):
+        run(experiment(task, **settings), tmp_path)
+    files = [Path(file.path) for file in psutil.Process().open_files()]
+    assert not any(tmp_path in path.parents for path in files)
 
 
 @pytest.mark.real

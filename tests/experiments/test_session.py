@@ -94,16 +94,17 @@ def accuracy(path):
 
 def test_results_are_restored_by_their_names(kaggle_inputs, tmp_path):
     write(kaggle_inputs / "notebooks" / "someone" / "layer-sweep" / "results", "one.json", STORED)
-    write(kaggle_inputs / "another", "other.json", STORED)
+    write(kaggle_inputs / "datasets" / "someone" / "another", "other.json", STORED)
     assert session.restore_results([tmp_path / "one.json", tmp_path / "two.json"]) == 1
     assert accuracy(tmp_path / "one.json") == 0.9
     assert [path.name for path in tmp_path.glob("*.*")] == ["one.json"]
 
 
 def test_an_embedder_is_restored_with_its_result(kaggle_inputs, tmp_path):
-    write(kaggle_inputs / "earlier", "one.json", STORED)
-    write(kaggle_inputs / "earlier" / "embedder-one", "embedder.json", "{}")
-    write(kaggle_inputs / "earlier" / "embedder-one" / "gemma", "config.json", "{}")
+    earlier = kaggle_inputs / "datasets" / "someone" / "earlier"
+    write(earlier, "one.json", STORED)
+    write(earlier / "embedder-one", "embedder.json", "{}")
+    write(earlier / "embedder-one" / "gemma", "config.json", "{}")
     assert session.restore_results([tmp_path / "one.json"]) == 1
     assert (tmp_path / "embedder-one" / "gemma" / "config.json").is_file()
     assert not list(tmp_path.glob(".*.part"))

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import h5py
@@ -21,10 +20,13 @@ from made_task import experiment, write_task
 
 from embedder_helpers.builtin import BUILTIN_FOLDER
 from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.experiments import estimate as estimate_module
 from embedder_helpers.experiments import plan as plan_module
 from embedder_helpers.experiments import sweep as sweep_module
+from embedder_helpers.experiments.schedule import schedule
 from embedder_helpers.experiments.sweep import run_experiments
 from embedder_helpers.results.result import read_result
+from embedder_helpers.utils.progress import OverallProgress
 
 pytestmark = pytest.mark.usefixtures("fast_experiments")
 
@@ -192,7 +194,7 @@ def pair(mixed, monkeypatch):
     """Two experiments, with cutoffs 1 and 2, whose results are known and returned at once."""
     known = {1: mixed.result(mixed.shallow), 2: mixed.result(mixed.deep)}
     monkeypatch.setattr(
-        sweep_module, "run_experiment", lambda plan, _: (None, known[plan.experiment.llm_layers])
+        sweep_module, "run_experiment", lambda plan, *_: (None, known[plan.experiment.llm_layers])
     )
     return [mixed.shallow, mixed.deep]
 
@@ -201,10 +203,10 @@ def fail_at(cutoffs, monkeypatch, error):
     """Makes experiments of some cutoffs fail."""
     run = sweep_module.run_experiment
 
-    def fail_or_run(plan, cache):
+    def fail_or_run(plan, *others):
         if plan.experiment.llm_layers in cutoffs:
             raise error
-        return run(plan, cache)
+        return run(plan, *others)
 
     monkeypatch.setattr(sweep_module, "run_experiment", fail_or_run)
 
@@ -281,11 +283,47 @@ def test_a_sweep_that_stopped_in_time_continues_where_it_stopped(pair, tmp_path,
     assert before.items() < result_files(tmp_path).items()
 
 
-def test_time_is_estimated_from_the_pace_so_far():
-    bar = types.SimpleNamespace(n=10.0, format_dict={"elapsed": 5.0})  # half a second each
-    now = time.time()
-    assert sweep_module._in_time(bar, 100, now + 70)
-    assert not sweep_module._in_time(bar, 100, now + 60)  # 50 seconds, and the slack
+def test_time_is_estimated_from_the_pace_of_each_kind_of_work():
+    overall = OverallProgress({}, {"training": 0.5, "scoring": 10})
+    work, now = {"training": 80, "scoring": 1}, time.time()
+    assert sweep_module._in_time(overall, work, now + 70)
+    assert not sweep_module._in_time(overall, work, now + 60)  # 50 seconds, and the slack
+
+
+def test_not_even_the_first_experiment_is_begun_if_it_is_expected_to_take_too_long(
+    pair, tmp_path, monkeypatch, nothing_runs
+):
+    monkeypatch.setattr(estimate_module, "SCORING_SECONDS", 3600.0)
+    with pytest.raises(InputError, match="time"):
+        run_experiments(pair, tmp_path, hours=0.5)
+
+
+def test_the_work_of_a_sweep_sums_its_experiments_and_builds_each_architecture_once(
+    mixed, tmp_path
+):
+    one = mixed.experiment(epochs=2)
+    experiments = [one, dataclasses.replace(one, llm_layers=1), dataclasses.replace(one, seed=5)]
+    experiments += [mixed.experiment(kind="roberta_only", epochs=2), mixed.shallow]
+    plans = [plan_module.plan_experiment(experiment, tmp_path) for experiment in experiments]
+    batches = schedule(plans, {plan.path for plan in plans})
+    total = sweep_module._total_work(batches, 1)
+    assert total["building"] == 2 and total["scoring"] == 5
+    works = [sweep_module._experiment_work(plan) for plan in plans]
+    for kind in ("training", "embedding"):
+        assert total[kind] == pytest.approx(sum(work.get(kind, 0) for work in works))
+    shared = sweep_module._total_work(batches, 2)  # but every process builds what it trains
+    assert shared["building"] == 2 and shared["training"] == pytest.approx(total["training"] / 2)
+
+
+def test_an_experiment_trains_in_every_epoch_and_is_embedded_once(mixed, tmp_path):
+    once, twice, untrained = (
+        sweep_module._experiment_work(
+            plan_module.plan_experiment(mixed.experiment(epochs=epochs), tmp_path)
+        )
+        for epochs in (1, 2, 0)
+    )
+    assert twice["training"] == 2 * once["training"] > 0 == untrained["training"]
+    assert once["embedding"] == untrained["embedding"] > 0
 
 
 # Before anything runs
@@ -333,7 +371,7 @@ def test_no_experiments_have_no_results(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_repeatedly_ends_with_the_same_results(mixed, tmp_path):
-    settings = dataclasses.asdict(mixed.experiment(epochs=2, states_dir=str(tmp_path / "states")))
+    settings = dataclasses.asdict(mixed.experiment(epochs=2))
     changed = {name: value for name, value in settings.items() if value is not None}
     kinds = [{"kind": "gemma_only", "each": {"llm_layers": [1, 2]}}, {"kind": "hybrid"}]
     config, out = tmp_path / "sweep.yaml", tmp_path / "out"
@@ -341,9 +379,11 @@ def test_a_sweep_that_is_killed_repeatedly_ends_with_the_same_results(mixed, tmp
         changed.pop(name)
     config.write_text(json.dumps(changed | {"llm_layers": 2, "experiments": kinds}))
 
-    def start():
+    def start(out):
+        states = f"states_dir={out}-states"
         return subprocess.Popen(
-            [sys.executable, "-m", "embedder_helpers", "sweep", config, "--out", out],
+            [sys.executable, "-m", "embedder_helpers", "sweep", config, "--out", out]
+            + ["--set", states],
             cwd=ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
@@ -354,18 +394,16 @@ def test_a_sweep_that_is_killed_repeatedly_ends_with_the_same_results(mixed, tmp
     # While Gemma is loaded and computes, while it is scored, and while the hybrid is trained.
     generator = random.Random(33)
     for logged, seconds in (("GB of hidden states", 3), ("gemma_only-k", 1), ("hybrid-k", 6)):
-        process = start()
+        process = start(out)
         assert any(logged in line for line in process.stdout)
         time.sleep(generator.uniform(0, seconds))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    process = start()
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert len(pd.read_csv(out / "results.csv")) == 3
-
-    uninterrupted = [mixed.shallow, mixed.deep, mixed.experiment(epochs=2)]
-    run_experiments(uninterrupted, tmp_path / "uninterrupted")
+    for folder in (out, tmp_path / "uninterrupted"):
+        process = start(folder)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        assert len(pd.read_csv(folder / "results.csv")) == 3
     names = {path.name for path in out.glob("*.json")}
     assert names == {path.name for path in (tmp_path / "uninterrupted").glob("*.json")}
     for name in names:

@@ -47,8 +47,9 @@ def with_tracker(task_folder, tracker=None):
 def train(settings, path):
     """Trains a model of one layer for an experiment's epochs; returns each epoch's metrics."""
     model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2, name="head")])
-    rate = keras.optimizers.schedules.CosineDecay(0.1, 10)
-    model.compile(TwoRateAdamW(rate, 2.0), "mse", metrics=["accuracy"], run_eagerly=True)
+    optimizer = TwoRateAdamW()
+    optimizer.learning_rate = 0.1
+    model.compile(optimizer, "mse", metrics=["accuracy"], run_eagerly=True)
     data = np.random.default_rng(0).normal(size=(8, 3)), np.eye(2)[[0, 1] * 4]
     with tracking.tracking_callbacks(settings, path) as callbacks:
         history = model.fit(

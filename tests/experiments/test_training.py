@@ -14,14 +14,16 @@ from embedder_helpers.config import Experiment, InputError
 from embedder_helpers.experiments import training
 from embedder_helpers.experiments.training import (
     EpochLogger,
-    TrainingBatches,
     TwoRateAdamW,
-    add_head,
+    build_classifier,
+    learning_rate,
+    shuffled_batches,
     train_classifier,
 )
 from embedder_helpers.models.batching import MultiLayerStates, bucket_length, from_lengths
 from embedder_helpers.models.layers import LayerPooling
 from embedder_helpers.models.projection import build_projection
+from embedder_helpers.models.text_model import TextModel
 from embedder_helpers.utils import progress
 
 LENGTHS = [5, 30, 7, 31, 6, 60, 8, 29, 5, 12]
@@ -53,58 +55,82 @@ def separable_texts(count, seed):
     return from_lengths(values.reshape(-1, 4), [4] * count), labels
 
 
-def train(epochs=4, work=0.0, dtype="float32", texts=None, **settings):
-    """Trains a new model; returns it and the history."""
+def whole_validation():
+    """The validation texts of `train` in one batch."""
+    return shuffled_batches(*separable_texts(24, 2), 24, 256, np.random.default_rng(0))
+
+
+def new_classifier(dtype="float32"):
+    """A classifier of two classes whose encoder has the same weights every time."""
     random.seed(1)  # Keras draws its seeds from here
-    classifier = add_head(mean_model(dtype=dtype), 2)
-    rates = {"learning_rate": 0.01, "projection_learning_rate": 0.02}
-    experiment = Experiment(epochs=epochs, batch_size=8, seed=1, **rates | settings)
+    return build_classifier(mean_model(dtype=dtype), 2, clip_norm=1.0)
+
+
+def train(classifier=None, epochs=4, work=0.0, texts=None, **settings):
+    """Trains a new classifier, or the given one; returns it and the history."""
+    classifier = classifier or new_classifier()
+    usual = {"learning_rate": 0.01, "projection_learning_rate": 0.02, "batch_size": 8, "seed": 1}
+    experiment = Experiment(epochs=epochs, **usual | settings)
     texts = texts or separable_texts(64, 1)
     history = train_classifier(classifier, texts, separable_texts(24, 2), experiment, 256, work)
     return classifier, history
 
 
+def recorded(train_on_batch, batches):
+    """`train_on_batch`, which also adds the texts of each batch to a list."""
+
+    def record(inputs, *others, **options):
+        batches.append([text.tobytes() for text in inputs["inputs"]])
+        return train_on_batch(inputs, *others, **options)
+
+    return record
+
+
 @pytest.fixture(scope="module")
 def trained():
-    """A training of four epochs: model, history, log lines, and work on the overall bar."""
+    """A training of four epochs: model, history, log lines, work on the bar, and texts by epoch."""
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
     level = training.logger.level
     training.logger.addHandler(handler)
     training.logger.setLevel(logging.INFO)
-    with progress.overall_progress(100, "sweep") as bar:
-        classifier, history = train(work=30)
-        work = bar.n
+    classifier, orders = new_classifier(), []
+    overall = progress.overall_progress({"training": 100}, {}, "sweep")
+    with overall as left, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "train_on_batch", recorded(classifier.train_on_batch, orders))
+        _, history = train(classifier, work=30)
+        work = 100 - left.left["training"]
     training.logger.removeHandler(handler)
     training.logger.setLevel(level)
-    return types.SimpleNamespace(classifier=classifier, history=history, lines=lines, work=work)
+    orders = [sum(orders[start : start + 8], []) for start in range(0, len(orders), 8)]
+    return types.SimpleNamespace(
+        classifier=classifier, history=history, lines=lines, work=work, orders=orders
+    )
 
 
 # Batches
 
 
-def batches_of(lengths, longest=256, **settings):
+def batches_of(lengths, longest=256, batch_size=3, seed=33):
+    generator = np.random.default_rng(seed)
     labels = np.arange(len(lengths))
-    return TrainingBatches(random_states(lengths), labels, Experiment(**settings), longest)
+    return list(shuffled_batches(random_states(lengths), labels, batch_size, longest, generator))
 
 
 def test_batches_hold_every_text_once_padded_to_the_bucket():
-    batches = batches_of(LENGTHS, batch_size=3)
-    labels = np.concatenate([batches[i][1] for i in range(len(batches))])
-    assert sorted(labels.tolist()) == list(range(len(LENGTHS)))
-    for i in range(len(batches)):
-        inputs, rows = batches[i]
-        assert inputs["inputs"].shape[1] == bucket_length(max(LENGTHS[row] for row in rows))
-        assert inputs["mask"].sum(1).tolist() == [LENGTHS[row] for row in rows]
+    batches = batches_of(LENGTHS)
+    rows = np.concatenate([labels for _, labels in batches])
+    assert sorted(rows.tolist()) == list(range(len(LENGTHS)))
+    for inputs, labels in batches:
+        assert inputs["inputs"].shape[1] == bucket_length(max(LENGTHS[row] for row in labels))
+        assert inputs["mask"].sum(1).tolist() == [LENGTHS[row] for row in labels]
 
 
 def test_batches_of_several_cutoffs_have_an_axis_for_them():
     layers = random_states(LENGTHS, seed=0), random_states(LENGTHS, seed=1)
-    batches = TrainingBatches(
-        MultiLayerStates(layers), np.arange(len(LENGTHS)), Experiment(batch_size=3), 256
-    )
-    inputs, rows = batches[0]
+    states, rows = MultiLayerStates(layers), np.arange(len(LENGTHS))
+    inputs, rows = next(shuffled_batches(states, rows, 3, 256, np.random.default_rng(33)))
     length = bucket_length(max(LENGTHS[row] for row in rows))
     assert inputs["inputs"].shape == (3, length, 2, 4) and inputs["mask"].shape == (3, length)
     for cutoff, layer in enumerate(layers):
@@ -112,35 +138,17 @@ def test_batches_of_several_cutoffs_have_an_axis_for_them():
         np.testing.assert_array_equal(states, layer.text(rows[0]))
 
 
-def test_batches_are_shuffled_every_epoch_in_the_order_of_the_seed():
-    def orders(seed):
-        batches = batches_of(LENGTHS, batch_size=2, seed=seed)
-        epochs = []
-        for _ in range(2):
-            epochs.append([batches[i][1].tolist() for i in range(len(batches))])
-            batches.on_epoch_end()
-        return epochs
+def test_batches_are_shuffled_in_the_order_of_the_generator():
+    def order(seed):
+        return [labels.tolist() for _, labels in batches_of(LENGTHS, batch_size=2, seed=seed)]
 
-    assert orders(1) == orders(1)
-    assert orders(1)[0] != orders(1)[1]
+    assert order(1) == order(1)
+    assert order(1) != order(2)
 
 
-def test_the_first_two_batches_differ_in_length_if_any_do():
-    for seed in range(20):
-        batches = batches_of([20] * 30 + [5] * 3, batch_size=3, seed=seed)
-        first, second = (batches[i][0]["inputs"].shape[1] for i in range(2))
-        assert first != second
-
-
-def test_if_all_batches_have_the_same_length_no_later_epoch_has_a_shorter_one():
-    """Keras would refuse it: it expects the shapes of the first epoch."""
-    for seed in range(40):
-        batches = batches_of([20] * 62 + [5] * 2, batch_size=2, seed=seed)
-        first = {batches[i][0]["inputs"].shape[1] for i in range(len(batches))}
-        for _ in range(4):
-            batches.on_epoch_end()
-            if len(first) == 1:
-                assert {batches[i][0]["inputs"].shape[1] for i in range(len(batches))} == first
+def test_every_epoch_has_another_order(trained):
+    first, second = trained.orders[:2]
+    assert sorted(first) == sorted(second) and first != second
 
 
 def test_no_batch_is_padded_beyond_the_longest_possible_text():
@@ -151,45 +159,42 @@ def test_no_batch_is_padded_beyond_the_longest_possible_text():
 # Two rates
 
 
-def first_step(variable):
-    """How far one step at 0.001 moves a variable, which for new layers is 20 times as far.
+def stepped(variables):
+    """How far one step at 0.001 moves variables, which for new layers is 20 times as far.
 
     Adam's first step is the rate itself, whatever the gradient.
     """
-    before = keras.ops.convert_to_numpy(variable.value)
-    TwoRateAdamW(1e-3, new_rate=20).apply([keras.ops.ones(variable.shape)], [variable])
-    return (before - keras.ops.convert_to_numpy(variable.value)).mean()
+    before = [ops.convert_to_numpy(variable.value) for variable in variables]
+    optimizer = TwoRateAdamW()
+    optimizer.build(variables)
+    optimizer.learning_rate = 1e-3
+    optimizer.rate_factor.assign(20)
+    optimizer.apply([ops.ones(variable.shape) for variable in variables], variables)
+    after = [ops.convert_to_numpy(variable.value) for variable in variables]
+    return [(one - other).mean() for one, other in zip(before, after, strict=True)]
 
 
 def test_a_pretrained_layer_learns_at_the_rate_itself():
     layer = keras.layers.Dense(3, name="encoder")
     layer.build((None, 2))
-    assert first_step(layer.bias) == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_the_head_learns_at_the_rate_of_new_layers():
-    head = add_head(mean_model(), 2).get_layer("head")
-    assert first_step(head.bias) == pytest.approx(2e-2, rel=1e-3)
+    assert stepped([layer.bias]) == [pytest.approx(1e-3, rel=1e-3)]
 
 
 def test_the_projection_learns_at_the_rate_of_new_layers():
     layer = build_projection(Experiment(), 4, 4).get_layer("projection_linear")
-    assert first_step(layer.bias) == pytest.approx(2e-2, rel=1e-3)
+    assert stepped([layer.bias]) == [pytest.approx(2e-2, rel=1e-3)]
 
 
 def test_learned_layer_weights_learn_at_the_rate_of_new_layers():
     layer = LayerPooling("learned", name="layer_pooling")
     layer.build((None, None, 3, 4))
-    assert first_step(layer.logits) == pytest.approx(2e-2, rel=1e-3)
+    assert stepped([layer.logits]) == [pytest.approx(2e-2, rel=1e-3)]
 
 
 def test_both_rates_hold_within_one_model():
-    classifier = add_head(mean_model(), 2)
+    classifier = new_classifier()
     biases = [classifier.get_layer(name).bias for name in ("encoder", "head")]
-    TwoRateAdamW(1e-3, new_rate=20).apply([keras.ops.ones(bias.shape) for bias in biases], biases)
-    pretrained, new = (keras.ops.convert_to_numpy(bias.value) for bias in biases)
-    np.testing.assert_allclose(pretrained, -1e-3, rtol=1e-3)
-    np.testing.assert_allclose(new, -2e-2, rtol=1e-3)
+    assert stepped(biases) == [pytest.approx(1e-3, rel=1e-3), pytest.approx(2e-2, rel=1e-3)]
 
 
 # Training
@@ -212,8 +217,15 @@ def test_training_advances_the_overall_bar_by_its_work(trained):
     assert trained.work == pytest.approx(30)
 
 
-def test_training_ends_at_rate_0(trained):
-    assert float(trained.classifier.optimizer.learning_rate) == pytest.approx(0, abs=1e-7)
+def test_the_metrics_of_an_epoch_are_means_over_its_texts():
+    # Steps this small change nothing, so the metrics are those of the final weights.
+    still = {"learning_rate": 1e-9, "projection_learning_rate": 1e-9, "epochs": 1}
+    classifier, (epoch,) = train(batch_size=7, **still)  # the last batch has three texts
+    (inputs, labels), *_ = whole_validation()
+    logits = ops.convert_to_numpy(classifier(inputs)).astype("float64")
+    losses = np.logaddexp.reduce(logits, -1) - logits[np.arange(24), labels]
+    assert epoch["val_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert epoch["val_accuracy"] == pytest.approx((logits.argmax(-1) == labels).mean())
 
 
 def test_a_seed_repeats_a_training(trained):
@@ -225,7 +237,7 @@ def test_a_seed_repeats_a_training(trained):
 
 
 def test_a_model_in_float16_learns_with_a_scaled_loss():
-    classifier, history = train(dtype="mixed_float16")
+    classifier, history = train(new_classifier("mixed_float16"))
     assert isinstance(classifier.optimizer, keras.optimizers.LossScaleOptimizer)
     assert isinstance(classifier.optimizer.inner_optimizer, TwoRateAdamW)
     assert history[-1]["val_accuracy"] > 0.9
@@ -236,6 +248,40 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_learning_rate():
     states.values[:] = np.inf
     with pytest.raises(InputError, match="diverged in epoch 1.*learning_rate"):
         train(epochs=2, texts=(states, labels))
+
+
+# A classifier that is trained again
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_a_classifier_that_was_trained_before_trains_as_a_new_one(dtype):
+    fresh, history = train(new_classifier(dtype), epochs=2, patience=1)
+    used = new_classifier(dtype)
+    encoder = used.get_layer("encoder")
+    pretrained = encoder.get_weights()
+    train(used, epochs=3, batch_size=5, learning_rate=0.1, seed=2, class_weights=True)
+    encoder.set_weights(pretrained)
+    _, again = train(used, epochs=2, patience=1)
+    assert again == history
+    for one, other in zip(used.get_weights(), fresh.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_training_of_other_shapes_rates_and_lengths_traces_nothing(monkeypatch):
+    classifier, traced = new_classifier(), []
+    for name in ("train_step", "test_step"):
+        step = getattr(TextModel, name)
+        monkeypatch.setattr(
+            TextModel, name, lambda *given, step=step: (traced.append(1), step(*given))[1]
+        )
+    train(classifier, epochs=1)
+    if keras.config.backend() == "tensorflow":  # others do not compile here
+        assert len(traced) == 2
+    traced.clear()
+    texts = random_states(LENGTHS, seed=3), np.arange(len(LENGTHS)) % 2
+    train(classifier, texts=texts, batch_size=3, learning_rate=0.002, warmup=0.5, epochs=2)
+    if keras.config.backend() == "tensorflow":
+        assert not traced
 
 
 # Early stopping
@@ -260,8 +306,8 @@ def destroy_weights(monkeypatch):
 
 
 def validation_accuracy(classifier):
-    batches = TrainingBatches(*separable_texts(24, 2), Experiment(batch_size=24), 256)
-    return classifier.evaluate(batches, return_dict=True, verbose=0)["accuracy"]
+    (inputs, labels), *_ = whole_validation()
+    return (ops.convert_to_numpy(classifier(inputs)).argmax(-1) == labels).mean()
 
 
 def test_patience_restores_the_best_epochs_weights_if_training_is_not_stopped(destroy_weights):
@@ -295,13 +341,8 @@ def test_without_patience_every_epoch_is_trained_and_the_last_ones_weights_stay(
 
 def rates_of(steps, **settings):
     """The rate of each step, and the one after the last."""
-    classifier = add_head(mean_model(), 2)
-    training._compile(classifier, Experiment(learning_rate=0.01, **settings), steps)
-    rates = []
-    for step in range(steps + 1):
-        classifier.optimizer.iterations.assign(step)
-        rates.append(float(classifier.optimizer.learning_rate))
-    return rates
+    experiment = Experiment(learning_rate=0.01, **settings)
+    return [learning_rate(step, steps, experiment) for step in range(steps + 1)]
 
 
 @pytest.mark.parametrize(
@@ -330,8 +371,7 @@ def test_a_warmup_of_nearly_all_steps_leaves_one_to_fall(steps):
     ("factor", "clip_norm"), [(10.0, 1.0), (10.0, 0.5), (1e-3, 1.0), (10.0, None)]
 )
 def test_gradients_are_scaled_down_to_the_global_norm(factor, clip_norm, monkeypatch):
-    classifier = add_head(mean_model(), 2)
-    training._compile(classifier, Experiment(clip_norm=clip_norm), 10)
+    classifier = build_classifier(mean_model(), 2, clip_norm)
     variables = classifier.trainable_variables
     generator = np.random.default_rng(0)
     gradients = [
@@ -362,11 +402,8 @@ def unbalanced_texts():
 
 
 def test_class_weights_make_all_classes_count_the_same_and_a_text_1_on_average():
-    assert training._class_weights(np.array([2, 0, 2, 2, 1, 2])) == {
-        0: pytest.approx(2.0),
-        1: pytest.approx(2.0),
-        2: pytest.approx(0.5),
-    }
+    weights = training._class_weights(np.array([2, 0, 2, 2, 1, 2]))
+    assert weights == pytest.approx([2.0, 2.0, 0.5])
 
 
 def test_class_weights_change_the_training_loss_only():
@@ -376,7 +413,7 @@ def test_class_weights_change_the_training_loss_only():
         train(texts=unbalanced_texts(), class_weights=class_weights, **still)[1][0]
         for class_weights in (False, True)
     )
-    assert abs(weighted["loss"] - plain["loss"]) > 1e-3
+    assert abs(weighted["loss"] - plain["loss"]) > 1e-5
     assert weighted["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-5)
 
 

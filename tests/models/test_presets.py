@@ -254,6 +254,12 @@ def test_a_file_of_a_keras_preset_is_found_by_its_name(tmp_path, monkeypatch):
     assert handle.startswith("keras/gemma/keras/gemma_2b_en") and name == "task.json"
 
 
+def test_a_folder_that_lacks_a_file_is_an_error_that_names_it(tmp_path):
+    preset = Preset("mine", str(tmp_path), "", 1, 8, None)
+    with pytest.raises(InputError, match="llm_preset 'mine' has no file model.weights.h5: use a"):
+        preset_file("llm_preset", preset, "model.weights.h5")
+
+
 # Fingerprints
 
 

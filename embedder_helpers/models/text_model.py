@@ -1,0 +1,63 @@
+"""A Keras model of texts that is compiled once, for any number and length of them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+LABELS = ((None,), "int32")  # shape and dtype of a batch's class numbers
+TEXT_WEIGHTS = ((None,), "float32")  # and of its texts' weights
+
+
+class TextModel(keras.Model):
+    """A functional model with inputs `(texts, tokens, …)`, traced once per purpose on TensorFlow.
+
+    Keras itself traces a function for the shape of the first batch, and again for other shapes
+    until it has relaxed every dimension that differs, so that later batches, or experiments, may
+    still cost a trace. XLA is not used: it compiles anew for every shape. Other backends run
+    Keras's own functions.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.jit_compile = False
+
+    def make_train_function(self, force=False):
+        """Trace a step on inputs, labels and weights of the texts."""
+        if keras.config.backend() != "tensorflow":
+            return super().make_train_function(force)
+        if self.train_function is None or force:
+            self.train_function = self._trace(self.train_step, LABELS, TEXT_WEIGHTS)
+
+    def make_test_function(self, force=False):
+        """Trace the evaluation of a batch, as in training."""
+        if keras.config.backend() != "tensorflow":
+            return super().make_test_function(force)
+        if self.test_function is None or force:
+            self.test_function = self._trace(self.test_step, LABELS, TEXT_WEIGHTS)
+
+    def make_predict_function(self, force=False):
+        """Trace a forward pass."""
+        if keras.config.backend() != "tensorflow":
+            return super().make_predict_function(force)
+        if self.predict_function is None or force:
+            self.predict_function = self._trace(self.predict_step)
+
+    def _trace(
+        self, step: Callable[[tuple], Any], *others: tuple[tuple, str]
+    ) -> Callable[[Iterable], Any]:
+        """A function of batches, as Keras calls it, that runs a step on the next one of them.
+
+        Args:
+            step: function of a tuple: inputs, and what else a batch has.
+            others: shape and dtype of everything else.
+        """
+        import tensorflow as tf
+
+        inputs = {
+            name: tf.TensorSpec((None, None, *tensor.shape[2:]), tensor.dtype)
+            for name, tensor in self.input.items()
+        }
+        batch = (inputs, *(tf.TensorSpec(*other) for other in others))
+        traced = tf.function(step, input_signature=[batch], autograph=False)
+        return lambda batches: traced(next(iter(batches)))
