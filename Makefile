@@ -42,8 +42,9 @@ $(DEMO)/01_train_and_score.ipynb: $(NOTEBOOK) configs/quickstart.yaml $(SOURCES)
 	$(BIN)/python -m papermill $(NOTEBOOK) $(DEMO)/executing.ipynb -p OUT $(DEMO) --no-log-output
 	@mv $(DEMO)/executing.ipynb $@
 
+# TESTS: files or folders of tests; all of them if it is empty.
 test: $(VENV)/.dev  ## run the fast tests, in about two minutes
-	$(PYTEST) -m "not slow and not real"
+	$(PYTEST) -m "not slow and not real" $(TESTS)
 
 test-slow: $(VENV)/.dev  ## run the tests that train for longer, execute notebooks, start or kill processes
 	$(PYTEST) -m "slow and not real"
@@ -86,11 +87,17 @@ real: $(VENV)/.dev  ## run the tests on real presets, which EMBEDDER_* variables
 	$(BIN)/python -m pytest -m real
 
 # TORCH_ENCODE, TORCH_TRAIN: the scripts' --torch-python and --torch-model, to compare with PyTorch.
-bench: $(VENV)/.run  ## measure speed and memory, compared with PyTorch, in about half an hour
-	$(BIN)/python benchmarks/forward_pass.py --llm $(MODELS)/gemma3_270m --data $(DATA) $(TORCH_ENCODE)
+# BEFORE: `--before FOLDER`, to compare with an earlier checkout.
+bench: $(VENV)/.run build/gemma_2b_shape  ## measure speed and memory, compared with PyTorch and an earlier checkout
+	$(BIN)/python benchmarks/forward_pass.py --llm $(MODELS)/gemma3_270m --data $(DATA) $(TORCH_ENCODE) $(BEFORE)
 	$(BIN)/python benchmarks/training.py --llm $(MODELS)/gemma3_270m --slm $(MODELS)/roberta_6l_384 \
-	  --data $(DATA) $(TORCH_TRAIN)
+	  --data $(DATA) $(TORCH_TRAIN) $(BEFORE)
 	$(BIN)/python benchmarks/growth.py --llm $(MODELS)/gemma3_270m --data $(DATA)
+	$(BIN)/python benchmarks/memory.py --llm build/gemma_2b_shape --data $(DATA) $(BEFORE)
+
+# 5 GB; written completely or not at all.
+build/gemma_2b_shape: | $(VENV)/.run
+	$(BIN)/python benchmarks/gemma_2b_shape.py $@
 
 # USER: the Kaggle account. `kaggle kernels push -p build/kaggle/…` uploads what this writes.
 kaggle: $(VENV)/.run  ## write a Kaggle kernel for each notebook, and the wheel: make kaggle USER=name

@@ -1,4 +1,4 @@
-"""Requirements: Kaggle's versions satisfy them, so that installing changes none."""
+"""Requirements: the platforms' versions satisfy them, so that installing changes none."""
 
 import importlib.metadata
 import json
@@ -18,18 +18,25 @@ def requirements(name):
     return {requirement.name: requirement.specifier for requirement in found}
 
 
-KAGGLE = {
-    name: str(bounds).removeprefix("==")
-    for name, bounds in requirements("requirements-kaggle.txt").items()
-}
+def versions(platform):
+    bounds = requirements(f"requirements-{platform}.txt")
+    return {name: str(bound).removeprefix("==") for name, bound in bounds.items()}
 
 
+PLATFORMS = {"kaggle": versions("kaggle"), "colab": versions("colab")}
 OURS = requirements("requirements.txt")
 
 
-@pytest.mark.parametrize("name", [name for name in KAGGLE if name in OURS])
-def test_kaggles_version_satisfies_our_bound(name):
-    assert OURS[name].contains(KAGGLE[name])
+@pytest.mark.parametrize(
+    ("platform", "name"),
+    [(platform, name) for platform, found in PLATFORMS.items() for name in found if name in OURS],
+)
+def test_a_platforms_version_satisfies_our_bound(platform, name):
+    assert OURS[name].contains(PLATFORMS[platform][name])
+
+
+def test_both_platforms_name_the_same_packages():
+    assert list(PLATFORMS["kaggle"]) == list(PLATFORMS["colab"])
 
 
 def test_requirements_have_only_lower_bounds():
@@ -37,10 +44,11 @@ def test_requirements_have_only_lower_bounds():
         assert [bound.operator for bound in bounds] == [">="], name
 
 
-def test_on_kaggles_versions_an_installation_changes_nothing():
-    installed = {name: importlib.metadata.version(name) for name in KAGGLE}
-    if installed != KAGGLE:
-        pytest.skip("these are not Kaggle's versions: see requirements-kaggle.txt")
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_on_a_platforms_versions_an_installation_changes_nothing(platform):
+    installed = {name: importlib.metadata.version(name) for name in PLATFORMS[platform]}
+    if installed != PLATFORMS[platform]:
+        pytest.skip(f"these are not the versions of requirements-{platform}.txt")
     options = ["--dry-run", "--quiet", "--report", "-", "--requirement", "requirements.txt"]
     command = [sys.executable, "-m", "pip", "install", *options]
     report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

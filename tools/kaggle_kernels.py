@@ -3,7 +3,8 @@
     python tools/kaggle_kernels.py USER FOLDER    # a folder per notebook, ready to push
     python tools/kaggle_kernels.py                # write address and badges into the notebooks
 
-Pushing is left to the Kaggle command line: `kaggle kernels push -p FOLDER/NAME`.
+Pushing is left to the Kaggle command line: `kaggle kernels push -p FOLDER/NAME`. The keys of the
+metadata are those that it documents and sends (https://github.com/Kaggle/kaggle-cli).
 """
 
 import json
@@ -16,6 +17,12 @@ import yaml
 
 TOOLS = Path(__file__).resolve().parent
 NOTEBOOKS = TOOLS.parent / "notebooks"
+# What a push does without saying so, or only in a warning.
+AFTER_A_PUSH = """\
+A push runs the notebook at once, on your GPU quota. Then check its page:
+* Input shows two models: a source that Kaggle does not accept is left out, with a warning at most.
+* A notebook that reads a secret (HF_TOKEN) fails, since a push attaches none: open it in the editor
+  once, attach the secret (Add-ons, Secrets), and run it from there."""
 TABLE = yaml.safe_load((TOOLS / "kaggle_kernels.yaml").read_text(encoding="utf-8"))
 
 
@@ -121,6 +128,6 @@ if __name__ == "__main__":
             kernels = write_kernels(sys.argv[1], Path(sys.argv[2]))
         except ValueError as error:
             sys.exit(f"error: {error}")
-        print(*(f"kaggle kernels push -p {kernel}" for kernel in kernels), sep="\n")
+        print(*(f"kaggle kernels push -p {kernel}" for kernel in kernels), AFTER_A_PUSH, sep="\n")
     else:
         sys.exit(__doc__)

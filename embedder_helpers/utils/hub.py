@@ -4,7 +4,11 @@ Every failure is an InputError that says what to do and never contains a token. 
 is left to `models.presets`.
 """
 
+import functools
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from embedder_helpers.config import InputError
@@ -16,12 +20,17 @@ KAGGLE_TOKEN_ADVICE = (
     "from https://www.kaggle.com/settings/api, Generate New Token"
 )
 HUGGING_FACE_TOKEN_ADVICE = (
-    "set HUGGING_FACE_TOKEN in the environment (on Kaggle: Add-ons, Secrets; on Colab: the key "
-    "in the side bar) to a token from https://huggingface.co/settings/tokens"
+    "set HF_TOKEN in the environment (on Kaggle: Add-ons, Secrets; on Colab: the key in the side "
+    "bar) to a token from https://huggingface.co/settings/tokens"
 )
 
+CONFIG_FILE = "config.json"
+# A session on Kaggle or Colab mounts a model when its first file is asked for, and kagglehub waits
+# for the mount without a limit.
+MOUNT_MINUTES = 10
 
-def kaggle_file(role: str, name: str, handle: str, file: str = "config.json") -> Path:
+
+def kaggle_file(role: str, name: str, handle: str, file: str = CONFIG_FILE) -> Path:
     """Download one file of a Kaggle model, or find it among a session's inputs.
 
     Args:
@@ -31,39 +40,73 @@ def kaggle_file(role: str, name: str, handle: str, file: str = "config.json") ->
         file: name of the file.
 
     Raises:
-        InputError: no access, no such model, or no network.
+        InputError: no access, no such model, no network, or no answer within `MOUNT_MINUTES`.
     """
     import kagglehub
 
     handle = handle.removeprefix("kaggle://")
     page = "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
+    download = functools.partial(kagglehub.model_download, handle, file)
     try:
-        return Path(kagglehub.model_download(handle, file))
+        return Path(_mount(download) if file == CONFIG_FILE else download())
     except Exception as error:
-        status = _status_code(error)
-        if advice := _kaggle_advice(error, status, page):
-            raise InputError(
-                f"{role}: Kaggle refuses access to {name!r} ({status or error_kind(error)}): "
-                f"{advice}"
-            ) from None
-        if status == 404 or isinstance(error, ValueError):
-            raise InputError(f"{role}: Kaggle has no model {name!r}: see {page}") from None
-        raise InputError(
-            f"{role}: Kaggle cannot be reached for {name!r} ({error_kind(error)}): switch the "
-            "network on (on Kaggle: Settings, Internet), attach the model, or give a folder"
-        ) from None
+        what = f"model {name!r}" if file == CONFIG_FILE else f"file {file} of {name!r}"
+        raise InputError(f"{role}: {_kaggle_fault(error, name, what, page)}") from None
 
 
-def _kaggle_advice(error: Exception, status: int | None, page: str) -> str:
-    """What to do about a refusal; empty for any other error."""
+class _MountTimeout(Exception):
+    """A session has not mounted a model in time."""
+
+
+def _mount(download: Callable[[], str]) -> str:
+    """Download a model's first file within `MOUNT_MINUTES`.
+
+    A thread that still waits then does not keep the process from ending.
+
+    Raises:
+        _MountTimeout: there is neither a file nor an error by then.
+    """
+    outcome: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(download())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    if not wait([outcome], timeout=60 * MOUNT_MINUTES).done:
+        raise _MountTimeout
+    return outcome.result()
+
+
+def _kaggle_fault(error: Exception, name: str, what: str, page: str) -> str:
+    """What failed and what to do."""
+    if isinstance(error, _MountTimeout):
+        return (
+            f"Kaggle has not mounted {name!r} within {MOUNT_MINUTES} minutes: attach the model as "
+            "an input (on Kaggle: Add Input, Models), or give a folder"
+        )
+    status, kind = _status_code(error), error_kind(error)
     license = f"accept the license at {page}"
+    refusal = f"Kaggle refuses access to {name!r} ({status or kind})"
     if "not consented" in str(error):  # so the account is known
-        return f"{license} with the token's account"
-    if status == 401 or error_kind(error) in ("CredentialError", "UnauthenticatedError"):
-        return f"the token is missing or invalid: {KAGGLE_TOKEN_ADVICE}; and {license}"
-    if status == 403 or error_kind(error) == "BackendError":
-        return f"{license}, and outside Kaggle {KAGGLE_TOKEN_ADVICE}"
-    return ""
+        return f"{refusal}: {license} with the token's account"
+    if status == 401 or kind in ("CredentialError", "UnauthenticatedError"):
+        return f"{refusal}: the token is missing or invalid: {KAGGLE_TOKEN_ADVICE}; and {license}"
+    if status == 403:
+        return f"{refusal}: {license}, and outside Kaggle {KAGGLE_TOKEN_ADVICE}"
+    if kind == "BackendError":  # of a session's mount; stands for a refusal and for passing faults
+        return (
+            f"Kaggle does not mount {name!r} ({kind}): {license} with the session's account, or if "
+            "it is accepted, try again in some minutes"
+        )
+    if status == 404 or isinstance(error, ValueError):
+        return f"Kaggle has no {what}: see {page}"
+    return (
+        f"Kaggle cannot be reached for {name!r} ({kind}): switch the network on (on Kaggle: "
+        "Settings, Internet), attach the model, or give a folder"
+    )
 
 
 def hugging_face_config(role: str, name: str) -> Path:
@@ -77,38 +120,36 @@ def hugging_face_config(role: str, name: str) -> Path:
         InputError: no access, no such model, no such file, or no network.
     """
     import huggingface_hub
+
+    has_token = bool(hugging_face_token())
+    try:
+        return Path(huggingface_hub.hf_hub_download(name.removeprefix("hf://"), CONFIG_FILE))
+    except Exception as error:
+        environment.forget_secrets()  # one may be added now, before another try
+        raise InputError(f"{role}: {_hugging_face_fault(error, name, has_token)}") from None
+
+
+def _hugging_face_fault(error: Exception, name: str, has_token: bool) -> str:
+    """What failed and what to do."""
     from huggingface_hub import errors
 
-    repository = name.removeprefix("hf://")
-    has_token = bool(hugging_face_token())
     advice = HUGGING_FACE_TOKEN_ADVICE
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, "config.json"))
-    except errors.GatedRepoError:
-        license = f"accept the license at https://huggingface.co/{repository} with the token's "
-        step = f"{license}account" if has_token else advice
-        raise InputError(f"{role}: {name} is gated: {step}") from None
-    except errors.RepositoryNotFoundError:
-        step = "check the spelling" + ("" if has_token else f", and if it is private {advice}")
-        raise InputError(f"{role}: Hugging Face shows no model {name}: {step}") from None
-    except errors.LocalEntryNotFoundError as error:  # an EntryNotFoundError, for lack of network
-        raise _no_network(role, name, error) from None
-    except (errors.HFValidationError, errors.EntryNotFoundError):
-        raise InputError(
-            f"{role}: {name} is not a model in Keras's or Transformers' format"
-        ) from None
-    except Exception as error:
-        if _status_code(error) in (401, 403):
-            raise InputError(
-                f"{role}: Hugging Face refuses the token for {name}: {advice}"
-            ) from None
-        raise _no_network(role, name, error) from None
-
-
-def _no_network(role: str, name: str, error: Exception) -> InputError:
-    return InputError(
-        f"{role}: Hugging Face cannot be reached for {name} ({error_kind(error)}): switch the "
-        "network on (on Kaggle: Settings, Internet) or give a folder"
+    if isinstance(error, errors.GatedRepoError):
+        page = f"https://huggingface.co/{name.removeprefix('hf://')}"
+        license = f"accept the license at {page} with the token's account"
+        return f"{name} is gated: {license if has_token else advice}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        private = "" if has_token else f", and if it is private {advice}"
+        return f"Hugging Face shows no model {name}: check the spelling{private}"
+    # LocalEntryNotFoundError is an EntryNotFoundError too, but for lack of a network.
+    missing = errors.HFValidationError, errors.EntryNotFoundError
+    if isinstance(error, missing) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{name} is not a model in Keras's or Transformers' format"
+    if _status_code(error) in (401, 403):
+        return f"Hugging Face refuses the token for {name}: {advice}, and restart a notebook"
+    return (
+        f"Hugging Face cannot be reached for {name} ({error_kind(error)}): switch the network on "
+        "(on Kaggle: Settings, Internet) or give a folder"
     )
 
 
@@ -122,8 +163,11 @@ def error_kind(error: Exception) -> str:
 
 
 def hugging_face_token() -> str | None:
-    """The user's HUGGING_FACE_TOKEN, also exported as HF_TOKEN, which the libraries read."""
-    token = environment.get_secret("HUGGING_FACE_TOKEN") or os.environ.get("HF_TOKEN")
+    """The user's HF_TOKEN, or else HUGGING_FACE_TOKEN; exported as the first.
+
+    HF_TOKEN is the one that Hugging Face's own libraries read, so that both use the same account.
+    """
+    token = environment.get_secret("HF_TOKEN", "HUGGING_FACE_TOKEN")
     if token:
         os.environ["HF_TOKEN"] = token
-    return token or None
+    return token

@@ -180,7 +180,7 @@ def test_kaggle_gets_the_license_by_its_name_and_a_version_the_second_time(
 @pytest.mark.parametrize(
     ("to", "path", "status", "parts"),
     [
-        ("hf:me/mine", "repos/create", 401, ["me/mine (401)", "set HUGGING_FACE_TOKEN"]),
+        ("hf:me/mine", "repos/create", 401, ["me/mine (401)", "set HF_TOKEN"]),
         ("hf:me/mine", "", 403, ["me/mine (403)", "check that 'me'"]),
         ("hf:me/mine", "commit", 403, ["me/mine (403)"]),
         ("hf:me/mine", "commit", 409, ["Hugging Face refuses me/mine (409)"]),
@@ -209,7 +209,7 @@ def test_a_hub_that_cannot_be_reached_is_reported(to, publish, hub, saved_gemma)
 
 
 @pytest.mark.parametrize(
-    ("to", "secret"), [("hf:me/mine", "HUGGING_FACE_TOKEN"), ("kaggle:me/mine", "KAGGLE_API_TOKEN")]
+    ("to", "secret"), [("hf:me/mine", "HF_TOKEN"), ("kaggle:me/mine", "KAGGLE_API_TOKEN")]
 )
 def test_without_an_account_the_name_of_the_secret_is_shown(
     to, secret, publish, no_account, saved_gemma

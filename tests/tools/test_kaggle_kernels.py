@@ -12,6 +12,7 @@ import papermill
 import pytest
 from made_results import EMOTION, TRAINED, result
 
+from embedder_helpers.models.presets import kaggle_handle
 from embedder_helpers.results.result import write_result
 from tools import kaggle_kernels
 
@@ -40,13 +41,29 @@ def test_every_notebook_has_a_kernel(kernels):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_kernel_asks_for_a_gpu_the_network_and_both_models(kernels, name):
+def test_a_kernel_asks_for_two_t4s_the_network_and_both_models(kernels, name):
     metadata = json.loads((kernels[name] / "kernel-metadata.json").read_text())
-    assert metadata["enable_gpu"] is metadata["enable_internet"] is metadata["is_private"] is True
     assert metadata["machine_shape"] == "NvidiaTeslaT4"
-    owners = [model.split("/")[:2] for model in metadata["model_sources"]]
-    assert owners == [["keras", "gemma"], ["keras", "roberta"]]
+    assert metadata["enable_internet"] is metadata["is_private"] is True
+    assert metadata["docker_image_pinning_type"] in ("original", "latest")
+    assert [find_version(model) for model in metadata["model_sources"]] == [
+        find_version(kaggle_handle("llm_preset", "gemma_2b_en")),
+        find_version(kaggle_handle("slm_preset", "roberta_base_en")),
+    ]
     assert (kernels[name] / metadata["code_file"]).is_file()
+
+
+def find_version(handle):
+    """Owner, model, framework, variation and version of a Kaggle model."""
+    parts = re.fullmatch(r"(?:kaggle://)?([^/]+)/([^/]+)/([^/]+)/([^/]+)/(\d+)", handle)
+    return parts.groups()
+
+
+def test_what_a_push_does_not_say_is_printed_after_the_commands(tmp_path):
+    command = [sys.executable, "tools/kaggle_kernels.py", "ann-7", str(tmp_path)]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert lines.count("kaggle kernels push -p ") == len(NOTEBOOKS)
+    assert "Input shows two models" in lines and "HF_TOKEN" in lines
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -126,7 +143,7 @@ def wheel(tmp_path_factory):
         shutil.copyfile(ROOT / file, project / file)
     environment = project / "embedder_helpers" / "utils" / "environment.py"
     environment.write_text(environment.read_text().replace('"/kaggle/', f'"{root}/kaggle/'))
-    inputs = root / "kaggle" / "input" / "our-wheel"
+    inputs = root / "kaggle" / "input" / "datasets" / "ann-7" / "our-wheel"
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(inputs)]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(project)], check=True)
     return next(inputs.glob("*.whl"))
@@ -135,7 +152,7 @@ def wheel(tmp_path_factory):
 @pytest.fixture
 def kaggle(wheel, tmp_path, monkeypatch):
     """A session without network: its root folder."""
-    root = wheel.parents[3]
+    root = wheel.parents[5]
     for folder in ("working", "temp"):
         shutil.rmtree(root / "kaggle" / folder, ignore_errors=True)
         (root / "kaggle" / folder).mkdir()
@@ -144,7 +161,7 @@ def kaggle(wheel, tmp_path, monkeypatch):
     installed.mkdir()
     (modules / "kaggle_secrets.py").write_text(
         "class UserSecretsClient:\n    def get_secret(self, label):\n"
-        f"        return {{'HUGGING_FACE_TOKEN': '{TOKEN}'}}[label]\n"
+        f"        return {{'HF_TOKEN': '{TOKEN}'}}[label]\n"
     )
     for name, value in {
         "KAGGLE_KERNEL_RUN_TYPE": "Batch",
@@ -193,15 +210,15 @@ def test_a_notebook_runs_in_a_kaggle_session_from_the_attached_wheel(kaggle, nam
 
 @pytest.mark.slow
 def test_results_among_the_inputs_are_compared_in_a_kaggle_session(kaggle):
-    folder = kaggle / "input" / "our-results"
-    folder.mkdir()
+    folder = kaggle / "input" / "notebooks" / "ann-7" / "our-sweep" / "results"
+    folder.mkdir(parents=True)
     trained = result("roberta_only", (), task=EMOTION, history=TRAINED)
     try:
         write_result(trained, folder / "one.json")
-        text = execute(kaggle, COMPARE, FOLDER=str(folder))
+        text = execute(kaggle, COMPARE, FOLDER=str(kaggle / "input"))
     finally:
         assert [path.name for path in folder.iterdir()] == ["one.json"]
-        shutil.rmtree(folder)
+        shutil.rmtree(kaggle / "input" / "notebooks")
     assert "1 results in" in text and "of 88" in text
     assert (kaggle / "working" / "results" / "report" / "report.html").is_file()
 

@@ -1,6 +1,7 @@
 """Model hubs: files of Kaggle and Hugging Face models, and errors with advice but no token."""
 
 import os
+import threading
 
 import huggingface_hub
 import kagglehub
@@ -10,6 +11,7 @@ from huggingface_hub import errors
 from kagglehub.exceptions import BackendError, KaggleApiHTTPError, UnauthenticatedError
 
 from embedder_helpers.config import InputError
+from embedder_helpers.utils import environment, hub
 from embedder_helpers.utils.hub import hugging_face_config, hugging_face_token, kaggle_file
 
 TOKEN = "hf_ThisIsASecret"
@@ -26,7 +28,7 @@ def no_token(monkeypatch):
 
 @pytest.fixture
 def token(monkeypatch):
-    monkeypatch.setenv("HUGGING_FACE_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 @pytest.fixture
@@ -121,15 +123,48 @@ def test_missing_credentials_advise_the_token_first(kaggle):
     assert message.index("KAGGLE_API_TOKEN") < message.index("accept the license")
 
 
-def test_a_refusal_inside_a_kaggle_session_advises_the_license(kaggle):
-    kaggle(BackendError("refused"))
-    assert f"accept the license at {PAGE}" in kaggle_message()
+def test_a_backend_error_of_a_kaggle_session_advises_the_license_or_another_try(kaggle):
+    kaggle(BackendError(f"POST failed with: {TOKEN}"))
+    message = kaggle_message()
+    assert f"accept the license at {PAGE}" in message and "try again" in message
+    assert "KAGGLE_API_TOKEN" not in message  # a session has its own
+
+
+def test_a_mount_that_does_not_end_is_an_error_that_says_what_was_waited_for(monkeypatch):
+    end = threading.Event()
+    monkeypatch.setattr(kagglehub, "model_download", lambda *_: end.wait())
+    monkeypatch.setattr(hub, "MOUNT_MINUTES", 0.001)
+    try:
+        message = kaggle_message()
+    finally:
+        end.set()
+    assert "has not mounted 'gemma_2b_en' within 0.001 minutes" in message
+    assert "attach the model as an input" in message and "give a folder" in message
+
+
+def test_a_larger_file_is_downloaded_without_a_limit_where_an_interrupt_ends_it(
+    monkeypatch, tmp_path
+):
+    def download(*_):
+        assert threading.current_thread() is threading.main_thread()
+        return str(tmp_path)
+
+    monkeypatch.setattr(kagglehub, "model_download", download)
+    monkeypatch.setattr(hub, "MOUNT_MINUTES", 0)
+    assert kaggle_file("llm_preset", "gemma", HANDLE, "model.weights.h5") == tmp_path
 
 
 @pytest.mark.parametrize("error", [kaggle_error(404), ValueError(f"bad handle {TOKEN}")])
 def test_an_unknown_kaggle_model_is_an_error_with_the_models_page(kaggle, error):
     kaggle(error)
     assert f"Kaggle has no model 'gemma_2b_en': see {PAGE}" in kaggle_message()
+
+
+@pytest.mark.parametrize("error", [kaggle_error(404), ValueError("not in the model's files")])
+def test_a_file_that_a_kaggle_model_lacks_is_an_error_that_names_it(kaggle, error):
+    kaggle(error)
+    message = message_of(kaggle_file, "gemma_2b_en", HANDLE, "model.weights.h5")
+    assert f"Kaggle has no file model.weights.h5 of 'gemma_2b_en': see {PAGE}" in message
 
 
 @pytest.mark.parametrize("error", [ConnectionError(f"https://user:{TOKEN}@x"), kaggle_error(500)])
@@ -178,7 +213,7 @@ def test_a_refused_token_is_an_error_with_the_way_to_another(hugging_face, token
 def test_without_a_token_the_error_says_how_to_set_one(hugging_face, kind):
     hugging_face(hugging_face_error(kind))
     message = hugging_face_message()
-    assert "set HUGGING_FACE_TOKEN" in message
+    assert "set HF_TOKEN" in message
     assert "https://huggingface.co/settings/tokens" in message
 
 
@@ -196,17 +231,35 @@ def test_without_hugging_face_the_error_names_its_class_and_advises_a_folder(hug
     assert "give a folder" in message and f"({kind.__name__})" in message
 
 
+@pytest.mark.parametrize("kind", [errors.GatedRepoError, errors.RepositoryNotFoundError])
+def test_a_token_that_is_added_after_the_error_is_found(hugging_face, monkeypatch, kind):
+    hugging_face(hugging_face_error(kind))
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    secrets = {}
+    monkeypatch.setattr(environment, "_kaggle_secret", secrets.__getitem__)
+    assert "set HF_TOKEN" in hugging_face_message()
+    secrets["HF_TOKEN"] = TOKEN
+    assert "set HF_TOKEN" not in hugging_face_message()
+
+
 # === The user's token ===
 
 
-def test_the_token_is_exported_by_the_name_that_the_libraries_read(token):
-    assert hugging_face_token() == TOKEN
-    assert os.environ["HF_TOKEN"] == TOKEN
+def test_hf_token_is_taken_before_hugging_face_token(token, monkeypatch):
+    monkeypatch.setenv("HUGGING_FACE_TOKEN", "hf_another")
+    assert hugging_face_token() == os.environ["HF_TOKEN"] == TOKEN
 
 
-def test_a_token_that_the_libraries_have_already_is_used(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_known")
-    assert hugging_face_token() == "hf_known"
+def test_hugging_face_token_is_exported_by_the_name_that_the_libraries_read(monkeypatch):
+    monkeypatch.setenv("HUGGING_FACE_TOKEN", TOKEN)
+    assert hugging_face_token() == os.environ["HF_TOKEN"] == TOKEN
+
+
+@pytest.mark.parametrize("label", ["HF_TOKEN", "HUGGING_FACE_TOKEN"])
+def test_a_secret_of_a_kaggle_session_is_exported_for_the_libraries(monkeypatch, label):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    monkeypatch.setattr(environment, "_kaggle_secret", {label: TOKEN}.__getitem__)
+    assert hugging_face_token() == os.environ["HF_TOKEN"] == TOKEN
 
 
 def test_without_a_token_there_is_none():
