@@ -6,13 +6,11 @@ usage: python benchmarks/growth.py --llm presets/gemma3_270m --data data/amazon_
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from side_by_side import load_texts, timed
+from side_by_side import load_texts, run_process, timed
 
 TEXTS = (64, 256, 1024)
 CUTOFFS = (6, 12, 18)
@@ -42,9 +40,7 @@ def main() -> None:
 def print_row(options: argparse.Namespace, count: int, cutoff: int, stream: bool) -> None:
     """Measure a run in a process of its own, and print its row."""
     run = json.dumps({"count": count, "cutoff": cutoff, "stream": stream})
-    command = [sys.executable, __file__, "--llm", options.llm, "--data", options.data, "--run", run]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    measured = json.loads(done.stdout.splitlines()[-1])
+    measured = run_process(__file__, "--llm", options.llm, "--data", options.data, "--run", run)
     seconds = measured["seconds"] / measured["tokens"] * 1000
     layers = "streamed" if stream else "in memory"
     row = f"| {count} | {cutoff} | {layers} | {seconds:.2f} | {measured['gigabytes']:.2f} GB |"

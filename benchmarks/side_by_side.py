@@ -1,10 +1,11 @@
 """Shared by the benchmarks: texts of a task, alternating runs, the CPU's peak of matrix products.
 
-Every figure is a ratio of runs that alternate on one machine: median, lowest and highest.
+Every ratio is of runs that alternate on one machine: median, lowest and highest.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+# A process measures the package of this checkout, or of the one that its parent names.
+CHECKOUT = "BENCHMARK_CHECKOUT"
+sys.path.insert(0, os.environ.get(CHECKOUT, str(ROOT)))
 
 ROUNDS = 3
 
@@ -35,6 +38,8 @@ def parse_options(description: str, *models: str, texts: int) -> argparse.Namesp
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--torch-python")
     parser.add_argument("--torch-model")
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--texts", type=int, default=texts)
     return parser.parse_args()
 
@@ -90,31 +95,57 @@ def padding_fraction(useful: int, computed: int) -> str:
     return f"{1 - useful / computed:.2f}"
 
 
-def matmul_flops() -> Callable[[], float]:
-    """A run that returns the floating-point operations per second of a float32 matrix product.
+def matmul_flops(dtype: str = "float32") -> Callable[[], float]:
+    """A run that returns the floating-point operations per second of a matrix product.
 
-    The better of NumPy's and TensorFlow's, at sizes like those of a layer.
+    TensorFlow's or, in float32, NumPy's if it is faster, at sizes like those of a layer.
     """
     import tensorflow as tf
 
     matrix = np.random.default_rng(0).normal(size=(2048, 2048)).astype("float32")
-    tensor = tf.constant(matrix)
+    tensor = tf.cast(matrix, dtype)
     operations = 2 * 2048**3
 
     def run() -> float:
-        numpy_seconds = timed(lambda: matrix @ matrix)()
-        tensorflow_seconds = timed(lambda: tf.matmul(tensor, tensor).numpy())()
-        return operations / min(numpy_seconds, tensorflow_seconds)
+        seconds = [timed(lambda: tf.reduce_max(tf.matmul(tensor, tensor)).numpy())()]
+        if dtype == "float32":
+            seconds.append(timed(lambda: matrix @ matrix)())
+        return operations / min(seconds)
 
     return run
+
+
+def run_process(script: str, *arguments: object, checkout: Path | None = None) -> dict:
+    """Run a benchmark's script in a process of its own; returns its last line, which is JSON.
+
+    Args:
+        script: path of the script.
+        arguments: of its command line.
+        checkout: folder of another version of this project, to be measured instead of this one.
+    """
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        env=environment_of(checkout), stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def environment_of(checkout: Path | None) -> dict[str, str]:
+    """Environment variables for a process that measures another checkout's package."""
+    if checkout is None:
+        return dict(os.environ)
+    folder = checkout.resolve()
+    if not (folder / "embedder_helpers").is_dir():
+        raise SystemExit(f"--before {checkout} is no checkout: it has no folder embedder_helpers")
+    return os.environ | {CHECKOUT: str(folder)}
 
 
 class Peer:
     """Another program, in a process of its own, that runs once per call."""
 
-    def __init__(self, *command: object):
+    def __init__(self, *command: object, checkout: Path | None = None):
         self.process = subprocess.Popen(
-            [str(part) for part in command],
+            [str(part) for part in command], env=environment_of(checkout),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
@@ -123,7 +154,7 @@ class Peer:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"PyTorch failed: run {' '.join(self.process.args)} to see why")
+            raise SystemExit(f"a process failed: run {' '.join(self.process.args)} to see why")
         return float(line)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Hugging Face transformers on PyTorch, with the same weights, tokens and batches, for comparison.
 
-usage: python torch_peer.py encode|train MODEL_FOLDER BATCHES.npz
+usage: python torch_peer.py encode|train MODEL_FOLDER BATCHES.npz [DTYPE]
 Runs once per line of standard input, and prints the seconds.
 """
 
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import AutoModel
 
-task, folder, file = sys.argv[1:]
+task, folder, file, *dtype = sys.argv[1:]
 batches = np.load(file)
 count = len([name for name in batches if name.startswith("mask")])
-model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+model = AutoModel.from_pretrained(folder, dtype=getattr(torch, *dtype or ["float32"]))
 
 
 def encode() -> None:

@@ -1,14 +1,21 @@
-"""An epoch of hybrid training on cached hidden states, compared with PyTorch on the same batches.
+"""An epoch of hybrid training on cached hidden states, and what an experiment costs beyond epochs.
 
 usage: python benchmarks/training.py --llm presets/gemma3_270m --slm presets/roberta_6l_384 \
-           --data data/amazon_counterfactual [--texts 512] \
+           --data data/amazon_counterfactual [--texts 512] [--before CHECKOUT] \
            [--torch-python PYTHON --torch-model FOLDER]
+
+CHECKOUT: the folder of an earlier version of this project. PYTHON: an interpreter with torch and
+transformers. FOLDER: the same RoBERTa in Hugging Face's format (config.json, model.safetensors).
 """
 
+import argparse
+import json
+import logging
+import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
-import keras
 import numpy as np
 from side_by_side import (
     Peer,
@@ -18,41 +25,64 @@ from side_by_side import (
     parse_options,
     print_table,
     ratio,
+    run_process,
     timed,
 )
 
+import embedder_helpers as eh
 from embedder_helpers.config import Experiment
 from embedder_helpers.experiments import training
 from embedder_helpers.models.architectures import build_embedder
 from embedder_helpers.models.hidden_states import HiddenStateCache
 
+BATCH_SIZE = 32
+SEEDS = (33, 34, 35)  # of the experiments, which run one after another
+EPOCHS = 2  # of which the second one builds and compiles nothing
+
 
 def main() -> None:
     """Measure and print."""
     options = parse_options(__doc__, "llm", "slm", texts=512)
-    experiment = Experiment(llm_preset=options.llm, slm_preset=options.slm, llm_layers=4)
-    embedder = build_embedder(experiment)
+    if options.run:
+        print(json.dumps(run_experiments(options, Path(options.run))))
+        return
+    print_table(epoch_rows(options) + experiment_rows(options))
+
+
+def experiment_of(options: argparse.Namespace, **settings) -> Experiment:
+    return Experiment(
+        llm_preset=options.llm,
+        slm_preset=options.slm,
+        llm_layers=4,
+        batch_size=BATCH_SIZE,
+        **settings,
+    )
+
+
+# === An epoch ===
+
+
+def epoch_rows(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Quantities and values of an epoch on the same batches here and in torch."""
+    embedder = build_embedder(experiment_of(options))
     ids = embedder.tokenize(load_texts(options.data, options.texts)).gemma
     with tempfile.TemporaryDirectory() as folder:
-        cache = HiddenStateCache(folder)
-        states = cache.get_or_compute(embedder.gemma, ids, embedder.specs)
+        states = HiddenStateCache(folder).get_or_compute(embedder.gemma, ids, embedder.specs)
         labels = np.arange(len(ids)) % 2
-        batches = training.TrainingBatches(states, labels, experiment, embedder.longest)
-        print(f"{len(ids)} texts, {ids.lengths.sum()} tokens, {len(batches)} batches per epoch")
+        batches = partial(same_batches, states, labels, embedder.longest)
         runs = {
             "keras": keras_epoch(embedder, batches),
-            "input": timed(lambda: list(epoch(batches))),
+            "input": timed(lambda: list(batches())),
         }
         if options.torch_python:
-            runs["torch"] = torch_peer(options, batches)
+            runs["torch"] = torch_peer(options, batches())
         seconds = alternate(**runs)
-        masks = [inputs["mask"] for inputs, _ in epoch(batches)]
-    useful, computed = (
-        sum(values) for values in ([m.sum() for m in masks], [m.size for m in masks])
-    )
+        masks = [inputs["mask"] for inputs, _ in batches()]
+    useful, computed = sum(mask.sum() for mask in masks), sum(mask.size for mask in masks)
     rows = [
+        ("texts, and their tokens", f"{len(ids)}, {ids.lengths.sum()}"),
         (
-            f"seconds per epoch of {len(batches)} batches",
+            f"seconds per epoch of {len(masks)} batches",
             ", ".join(f"{one:.1f}" for one in seconds["keras"]),
         ),
         (
@@ -64,49 +94,101 @@ def main() -> None:
     if "torch" in seconds:
         speed = ratio(seconds["torch"], seconds["keras"])
         rows.append(("speed relative to torch, same batches", speed))
-    print_table(rows)
+    return rows
 
 
-def epoch(batches):
-    """Every batch of an epoch, read from the hidden states on disk."""
-    return (batches[i] for i in range(len(batches)))
+def same_batches(states, labels, longest: int):
+    """The batches of an epoch, read from the hidden states on disk; the same in every epoch."""
+    generator = np.random.default_rng(0)
+    return training.shuffled_batches(states, labels, BATCH_SIZE, longest, generator)
 
 
 def keras_epoch(embedder, batches):
     """An epoch as `training.train_classifier` runs it, without validation."""
-    classifier = training.add_head(embedder.model, 2)
-    classifier.compile(
-        optimizer=training.TwoRateAdamW(5e-5, 20.0),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
-    )
-    fixed = FixedBatches(batches)
-    return timed(lambda: classifier.fit(fixed, epochs=1, shuffle=False, verbose=0))
+    classifier = training.build_classifier(embedder.model, 2)
+    classifier.optimizer.learning_rate = 5e-5
+
+    def epoch() -> None:
+        for inputs, labels in batches():
+            classifier.train_on_batch(inputs, labels, np.ones(len(labels), "float32"))
+
+    return timed(epoch)
 
 
-class FixedBatches(keras.utils.PyDataset):
-    """The same batches in every epoch, as in the PyTorch run."""
-
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, index):
-        return self.batches[index]
-
-
-def torch_peer(options, batches):
+def torch_peer(options: argparse.Namespace, batches):
     """Hugging Face's RoBERTa on the same batches."""
     arrays = {}
-    for i, (inputs, labels) in enumerate(epoch(batches)):
+    for i, (inputs, labels) in enumerate(batches):
         arrays |= {f"inputs{i}": inputs["inputs"], f"mask{i}": inputs["mask"], f"labels{i}": labels}
     path = Path(tempfile.mkdtemp()) / "batches.npz"
     np.savez(path, **arrays)
     script = Path(__file__).parent / "torch_peer.py"
     return Peer(options.torch_python, script, "train", options.torch_model, path)
+
+
+# === Experiments that follow one another ===
+
+
+def experiment_rows(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Seconds of each experiment beyond its epochs, here and in the earlier version."""
+    rows = []
+    for version, checkout in {"": None, " in the earlier version": options.before}.items():
+        if version and not checkout:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            experiments = run_process(*sys.argv, "--run", folder, checkout=checkout)
+        beyond = [one["seconds"] - EPOCHS * one["epoch"] for one in experiments]
+        rows += [
+            (
+                f"seconds beyond its epochs of the first, second and third experiment of an "
+                f"architecture{version}: building, initializing and compiling the model",
+                ", ".join(f"{one:.1f}" for one in beyond),
+            ),
+            (
+                f"seconds of an epoch with its validation there{version}",
+                ", ".join(f"{one['epoch']:.1f}" for one in experiments),
+            ),
+        ]
+    return rows
+
+
+def run_experiments(options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
+    """Run a sweep over seeds.
+
+    Returns:
+        For each experiment, `seconds` of building and training the model, without Gemma's forward
+        pass and the closed-form projection, and those of its second `epoch`.
+    """
+    experiments = [
+        experiment_of(
+            options, task=options.data.name, task_data=str(options.data), seed=seed, epochs=EPOCHS,
+            max_train_texts=options.texts, states_dir=str(folder / "states"),
+        )
+        for seed in SEEDS
+    ]  # fmt: skip
+    epoch_ends = EpochEnds()
+    results, failed = eh.run_experiments(experiments, folder)
+    if failed:
+        raise SystemExit(f"an experiment failed: {failed}")
+    epochs = np.diff(np.reshape(epoch_ends.times, (len(SEEDS), EPOCHS)))[:, -1]
+    steps = "load", "train"
+    seconds = [sum(result.seconds.get(step, 0) for step in steps) for result in results]
+    return [{"seconds": s, "epoch": e} for s, e in zip(seconds, epochs.tolist(), strict=True)]
+
+
+class EpochEnds(logging.Handler):
+    """The times at which epochs of trainings ended, as they are logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.times: list[float] = []
+        logger = logging.getLogger(training.__name__)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "epoch %d of" in record.msg:
+            self.times.append(record.created)
 
 
 if __name__ == "__main__":
