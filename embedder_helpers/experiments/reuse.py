@@ -78,6 +78,8 @@ class ReusableModels:
         """
         options = classes, clip_norm
         if self._classifier is None or self._classifier_options != options:
+            self._classifier, self._classifier_options = None, ()
+            gc.collect()  # of the one before, with its optimizer
             self._classifier = build_classifier(embedder.model, *options)
             self._classifier_options = options
         return self._classifier
@@ -94,8 +96,11 @@ def classifier_key(plan: Plan) -> tuple[Any, ...]:
 
 
 def by_architecture(plans: Sequence[Plan]) -> list[Plan]:
-    """The plans in an order in which those of one architecture follow one another."""
-    first: dict[tuple, int] = {}
-    keys = [architecture(plan.experiment, plan.presets) for plan in plans]
-    places = [first.setdefault(key, len(first)) for key in keys]
-    return [plans[i] for i in np.argsort(places, kind="stable")]
+    """The plans in an order in which those of one architecture, and classifier, are together."""
+    keys = [classifier_key(plan) for plan in plans]
+    architectures, classifiers = list(dict.fromkeys(k[0] for k in keys)), list(dict.fromkeys(keys))
+
+    def place(number: int) -> tuple[int, int]:
+        return architectures.index(keys[number][0]), classifiers.index(keys[number])
+
+    return [plans[number] for number in sorted(range(len(plans)), key=place)]

@@ -277,16 +277,19 @@ def _embed(
     distinct = list(dict.fromkeys(texts))
     embeddings = np.empty((len(distinct), embedder.width), "float32")
     size = embedder_module.CHUNK
-    for start in range(0, len(distinct), size):
-        tokens = _tokenize(embedder, distinct[start : start + size], truncated)
-        states = None
+    try:
+        for start in range(0, len(distinct), size):
+            tokens = _tokenize(embedder, distinct[start : start + size], truncated)
+            states = None
+            if embedder.gemma:
+                states = cache.lookup(embedder.gemma, tokens.gemma, embedder.specs)
+            if states is None:
+                states = embedder.hidden_states(tokens)
+            inputs = embedder.prepare_inputs(tokens, states)
+            embeddings[start : start + size] = embedder.embed(inputs)
+    finally:
         if embedder.gemma:
-            states = cache.lookup(embedder.gemma, tokens.gemma, embedder.specs)
-        if states is None:
-            states = embedder.hidden_states(tokens)
-        embeddings[start : start + size] = embedder.embed(embedder.prepare_inputs(tokens, states))
-    if embedder.gemma:
-        embedder.gemma.unload()
+            embedder.gemma.unload()
     row = {text: i for i, text in enumerate(distinct)}
     return embeddings[[row[text] for text in texts]]
 

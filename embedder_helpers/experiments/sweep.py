@@ -189,7 +189,10 @@ def _run_batch(
     from embedder_helpers.experiments.reuse import by_architecture
 
     skipped: list[str] = []
-    models.release_unless_read(batch.plans)
+    if forward_work:
+        models.release()  # Gemma's batches follow from the memory that is free
+    else:
+        models.release_unless_read(batch.plans)
     # All of it, should other processes die.
     computed = _in_time(overall, {progress.FORWARD: forward_work * worker.count}, until)
     if computed:

@@ -44,6 +44,7 @@ def check_tracker(experiment: Experiment) -> None:
             "leave tracking out"
         )
     if name == "wandb" and not _has_wandb_login():
+        environment.forget_secrets()  # one may be added now, before another try
         raise InputError(
             "tracking is 'wandb', but there is no key to log in with: set WANDB_API_KEY as a "
             "variable or as a secret of Kaggle or Colab, run `wandb login`, or set "

@@ -157,7 +157,7 @@ def train_classifier(
         experiment: epochs, batch size, learning rates and seed.
         longest: positions of the classifier's longest input.
         work: operations in all, for the progress bar.
-        callbacks: further callbacks, which are called as `fit` calls them.
+        callbacks: further callbacks, called at each epoch and training step.
 
     Returns:
         Loss and accuracy on both splits for each epoch.

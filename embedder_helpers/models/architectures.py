@@ -13,13 +13,19 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-from embedder_helpers.config import BEFORE_SETTING_EXISTED, Experiment, make_experiment
+from embedder_helpers.config import (
+    BEFORE_SETTING_EXISTED,
+    Experiment,
+    InputError,
+    make_experiment,
+)
 from embedder_helpers.models import saving
 from embedder_helpers.models.batching import ModelInputs, MultiLayerStates, RaggedArray, fuse_inputs
 from embedder_helpers.models.embedder import Embedder
 from embedder_helpers.models.gemma import Gemma, hidden_state_specs
 from embedder_helpers.models.layers import (
     FUSION_FUNCTIONS,
+    NEW_LAYERS,
     LayerPooling,
     Standardize,
     fuse_embeddings,
@@ -67,7 +73,8 @@ def architecture(experiment: Experiment, presets: dict[str, Preset]) -> tuple[An
     if experiment.kind == "roberta_only":
         return common
     specs = hidden_state_specs(experiment, presets["llm_preset"].num_layers)
-    states = presets["llm_preset"].width, len(specs), specs[0].dtype, experiment.layer_pooling
+    count = 1 if experiment.selects_layer() else len(specs)
+    states = presets["llm_preset"].width, count, specs[0].dtype, experiment.layer_pooling
     fusion = experiment.fusion, FUSION_FUNCTIONS.get(experiment.fusion)
     projection = experiment.projection, experiment.projection_init(), experiment.state_dropout
     return *common, *states, *fusion, *projection
@@ -213,6 +220,7 @@ class Hybrid(RobertaOnly):
         states = ops.cast(encode_embeddings(self.roberta, embeddings, mask), "float32")
         pooled = pool(states, mask, experiment.pooling)
         self.model = TextModel(model_inputs | {"mask": mask}, pooled)
+        self._check_weights(experiment.fusion)
 
         # === Config ===
         self.fusion = experiment.fusion
@@ -222,12 +230,24 @@ class Hybrid(RobertaOnly):
     def prepare(self, experiment: Experiment, presets: dict[str, Preset]) -> None:
         """Set also Gemma, which differs between embedders of one architecture, and its cutoffs."""
         super().prepare(experiment, presets)
+        self.__dict__.pop("without_gemma", None)
         preset = presets["llm_preset"]
         settings = preset, experiment.stream_blocks, experiment.llm_dtype
         if not self.gemma or self.gemma.settings != settings:
             self.gemma = Gemma(*settings)
         self.specs = hidden_state_specs(experiment, preset.num_layers)
         self.longest = self.max_tokens * (2 if self.fusion == "prepend" else 1)
+
+    def _check_weights(self, fusion: str) -> None:
+        """Raises InputError if a fusion has weights that would be neither initialized nor saved."""
+        known = {id(weight) for weight in self.roberta.weights}
+        for layer in self.model.layers:
+            is_new = any(id(weight) not in known for weight in layer.weights)
+            if is_new and not layer.name.startswith(NEW_LAYERS):
+                raise InputError(
+                    f"fusion {fusion!r} has a layer {layer.name!r} with weights of its own: give "
+                    f"it a name that begins with one of {', '.join(NEW_LAYERS)}"
+                )
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize for Gemma, and for RoBERTa where its own embeddings are read."""

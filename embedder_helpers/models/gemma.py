@@ -37,7 +37,7 @@ from embedder_helpers.models.decoder_layer import (
 )
 from embedder_helpers.models.layer_weights import FileWeights, GemmaWeights, open_weights
 from embedder_helpers.models.presets import Preset, from_preset
-from embedder_helpers.models.shapes import forward_bytes_per_token
+from embedder_helpers.models.shapes import forward_bytes_per_token, llm_weight_bytes
 from embedder_helpers.models.tokenization import tokenize
 from embedder_helpers.utils import environment, progress
 
@@ -108,7 +108,6 @@ class Gemma:
         layer_passes: number of texts that passed through a layer, summed over layers so far.
         float32_passes: of these, how many were computed in float32 because half precision
             overflowed.
-        lost_weights: number of loaded weights that `dtype` turned into infinity or 0.
     """
 
     def __init__(self, preset: Preset, stream_blocks: bool = False, dtype: str = "auto"):
@@ -169,6 +168,7 @@ class Gemma:
         first, residual = resume_from or (0, None)
         last = max(spec.cutoff for spec in specs)
         self._load(last)
+        self._parts, overflowed, passed = 1, self.float32_passes, self.layer_passes
         chunk_size = STREAMED_BATCHES if self.stream_blocks else 1
         batches = self._batches(ids.lengths, chunk_size, batch_size)
         tokens = int(ids.lengths.sum())
@@ -186,10 +186,14 @@ class Gemma:
                 texts = sum(len(rows) for rows, _, _ in chunk)
                 self.layer_passes += texts * (last - first)
                 bar.update(sum(int(ids.lengths[rows].sum()) for rows, _, _ in chunk))
-        if self.float32_passes:
+        if self._lost and sum(self._lost.values()):
+            lost = sum(self._lost.values())
+            logger.info("  %s turned %d weights into 0 or infinity", self.dtype, lost)
+        if self.float32_passes > overflowed:
             logger.info(
                 "  %s overflowed in %d of %d passes of a text through a layer, which were computed "
-                "in float32", self.dtype, self.float32_passes, self.layer_passes,
+                "in float32", self.dtype, self.float32_passes - overflowed,
+                self.layer_passes - passed,
             )  # fmt: skip
 
     def unload(self) -> None:
@@ -198,7 +202,7 @@ class Gemma:
         self._weights: GemmaWeights | None = None
         self._layers: list[dict[str, Any]] = []
         self._float32_layer: tuple[int, dict[str, Any]] | None = None
-        self.lost_weights = 0
+        self._lost: dict[int, int] = {}  # for each layer, weights that became 0 or infinite
         self._parts = 1  # in which a batch passes a layer, more after memory has run out
         if was_loaded:
             gc.collect()
@@ -215,13 +219,12 @@ class Gemma:
             for index in missing:
                 self._layers.append(self._read_layer(index, self.dtype))
                 bar.update(1)
-        if missing and self.lost_weights:
-            logger.info("  %s turned %d weights into 0 or infinity", self.dtype, self.lost_weights)
 
     def _read_layer(self, index: int, dtype: str) -> dict[str, Any]:
         """A layer's weights on the device."""
         weights, lost = arrange_weights(self._weights.read_layer(index), dtype)
-        self.lost_weights += lost
+        if dtype == self.dtype:
+            self._lost[index] = lost
         try:
             tensors = {name: ops.convert_to_tensor(array) for name, array in weights.items()}
             ops.negative(0.0)  # TensorFlow frees the arrays with its next operation
@@ -243,9 +246,11 @@ class Gemma:
         self, lengths: np.ndarray, chunk_size: int, batch_size: int | None
     ) -> Iterator[tuple[np.ndarray, int, int]]:
         """Batches of as many tokens as fit the free memory; of few shapes if each is compiled."""
-        longest, is_compiled = bucket_length(int(lengths.max())), _is_compiled(self.dtype)
+        longest, is_compiled = bucket_length(int(lengths.max(initial=1))), _is_compiled(self.dtype)
         token_bytes = bytes_per_token(self._weights.shape, longest, is_compiled, chunk_size)
         free, is_cpu = environment.free_memory(), environment.on_cpu()
+        if self.stream_blocks:  # no layer is loaded yet
+            free -= llm_weight_bytes(self._weights.shape, 2, self.dtype, streamed=True)
         budget = token_budget(token_bytes, longest, free, is_cpu, is_compiled)
         if is_compiled:
             return inference_batches(lengths, budget, batch_size=batch_size)
@@ -281,7 +286,7 @@ class Gemma:
         for i, mask in enumerate(masks):
             output, is_finite = self._in_parts(kind, weights, states[i], mask)
             if not is_finite and self.dtype != "float32":
-                self.float32_passes += len(mask)
+                self.float32_passes += int(ops.convert_to_numpy(mask).any(1).sum())
                 weights32 = self._float32_weights(index)
                 output, _ = self._in_parts(kind, weights32, states[i], mask, "float32")
             states[i] = output
@@ -293,10 +298,10 @@ class Gemma:
         function = _layer_function(kind, dtype or self.dtype)
         while True:
             try:
-                bounds = np.linspace(0, len(mask), self._parts + 1).astype(int)
+                size = -(-len(mask) // self._parts)
                 outputs = [
-                    function(weights, states[start:end], mask[start:end])
-                    for start, end in itertools.pairwise(bounds)
+                    function(weights, states[i : i + size], mask[i : i + size])
+                    for i in range(0, len(mask), size)
                 ]
                 is_finite = all(bool(finite) for _, finite in outputs)
                 parts = [output for output, _ in outputs]

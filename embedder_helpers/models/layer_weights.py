@@ -4,6 +4,7 @@ So no more of a model is in memory than is computed with: no second copy, no ran
 and of the embedding table, which is mapped into memory, only the rows of tokens that occur.
 """
 
+import gc
 import json
 import logging
 import re
@@ -81,7 +82,8 @@ class FileWeights:
     def __init__(self, preset: Preset):
         self._preset = preset
         self._files = _dataset_files(preset)
-        self.shape = preset_shape("llm_preset", preset.handle)
+        # Read again, not from the process's cache: a folder may have changed since.
+        self.shape = preset_shape.__wrapped__("llm_preset", preset.handle)
         self.num_layers = preset.num_layers
         self._layers = self._layer_paths()
         width = preset.width
@@ -101,7 +103,11 @@ class FileWeights:
         layers, shapes = [], stored_shapes(self.shape)
         for number in range(len(groups)):
             paths = {name: f"{groups[number]}{name}/vars/0" for name in shapes}
-            if any(self._shape_of(path) != shapes[name] for name, path in paths.items()):
+            stored = {path for path in self._files if path.startswith(groups[number])}
+            stored = {path for path in stored if "seed_generator" not in path}
+            # Exactly these: a quantized layer has further ones, and a model of other options.
+            is_known = stored == set(paths.values())
+            if not is_known or any(self._shape_of(paths[n]) != shapes[n] for n in shapes):
                 raise _unreadable(self._preset, f"layer {number + 1} holds other weights")
             layers.append(paths)
         return layers
@@ -147,13 +153,14 @@ class BackboneWeights:
     def __init__(self, preset: Preset, num_layers: int):
         import keras_hub
 
-        backbone = from_preset(
-            keras_hub.models.Backbone,
-            "llm_preset",
-            preset,
-            num_layers=num_layers,
-            dtype="float32",
-        )
+        with keras.device("cpu:0"):  # it is only read from
+            backbone = from_preset(
+                keras_hub.models.Backbone,
+                "llm_preset",
+                preset,
+                num_layers=num_layers,
+                dtype="float32",
+            )
         self.num_layers = num_layers
         self.shape = {"class_name": type(backbone).__name__, **backbone.get_config()}
         self.table = keras.ops.convert_to_numpy(backbone.token_embedding.embeddings)
@@ -162,6 +169,8 @@ class BackboneWeights:
             {path: keras.ops.convert_to_numpy(variable) for path, variable in _variables(layer)}
             for layer in backbone.transformer_layers
         ]
+        del backbone
+        gc.collect()  # Keras models hold reference cycles
 
     def read_layer(self, index: int) -> dict[str, np.ndarray]:
         """A layer's weights by path."""
@@ -219,10 +228,13 @@ def _stored_dtype(dataset: h5py.Dataset) -> np.dtype:
 
 def _variables(layer: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The weight of each sublayer of a decoder layer, by its path in files that Keras writes."""
-    for name, child in vars(layer).items():
+    children = vars(layer) | vars(layer).get("_modules", {})  # where torch keeps them
+    for name, child in children.items():
         if isinstance(child, keras.layers.Layer):
             own: dict[str, Any] = {}
             child.save_own_variables(own)
+            if len(own) > 1:
+                raise InputError("the preset of Gemma is quantized: use the one it was made from")
             yield from ((f"{prefix}{name}", variable) for variable in own.values())
             yield from _variables(child, f"{prefix}{name}/")
 

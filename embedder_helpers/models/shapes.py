@@ -122,7 +122,7 @@ def llm_weight_bytes(
         shape: of the preset (`preset_shape`).
         num_layers: number of kept layers.
         dtype: of the layers' matrices, `float32`, `float16` or `bfloat16`; norms are float32.
-        streamed: whether layers are read one by one: that being computed and the next one are held.
+        streamed: whether layers are read one by one: twice a layer, which the host holds too then.
     """
     matrices, norms = _count_layer(shape)
     layer = matrices * np.dtype(dtype).itemsize + 4 * norms

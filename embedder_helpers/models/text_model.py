@@ -15,12 +15,13 @@ class TextModel(keras.Model):
     Keras itself traces a function for the shape of the first batch, and again for other shapes
     until it has relaxed every dimension that differs, so that later batches, or experiments, may
     still cost a trace. XLA is not used: it compiles anew for every shape. Other backends run
-    Keras's own functions.
+    Keras's own functions as they choose.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.jit_compile = False
+        if keras.config.backend() == "tensorflow":
+            self.jit_compile = False
 
     def make_train_function(self, force=False):
         """Trace a step on inputs, labels and weights of the texts."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from embedder_helpers.config import stored_experiment
+from embedder_helpers.config import settings, stored_experiment
 from embedder_helpers.results.result import Result
 
 KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
@@ -61,7 +61,7 @@ def differing_settings(results: Sequence[Result]) -> list[str]:
     differing = {name for (_, _, name), different in values.items() if len(different) > 1}
     # The first and last are part of the name; the content of `task_data` counts, not its path.
     differing -= {"llm_layers", "task_data", "scored_split"}
-    return [name for name in results[0].experiment if name in differing]
+    return [name for name in settings() if name in differing]
 
 
 def setting_values(result: Result, names: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from embedder_helpers.builtin import BUILTIN_PRESETS, BUILTIN_TASKS
-from embedder_helpers.config import make_experiment, settings
+from embedder_helpers.config import settings, stored_experiment
 from embedder_helpers.data.tasks import MTEB_TASKS
 from embedder_helpers.models.saving import Manifest
 from embedder_helpers.results import comparison
@@ -239,7 +239,7 @@ def _gemma_source(manifest: Manifest) -> str:
 
 def _result_values(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     """The template's values that a result has; `results` are shown beside it."""
-    experiment, fingerprint = make_experiment(result.experiment), result.inputs["task"]
+    experiment, fingerprint = stored_experiment(result.experiment), result.inputs["task"]
     texts, differences = result.task["texts"], comparison.difference_table(results)
     values = experiment.relevant_settings()
     known = settings()

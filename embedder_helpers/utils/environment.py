@@ -8,6 +8,8 @@ import functools
 import importlib.metadata
 import logging
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from embedder_helpers.utils.files import PACKAGE
 logger = logging.getLogger(__name__)
 
 KAGGLE_INPUTS = Path("/kaggle/input")
+TENSORFLOW_MEMORY = 0.9  # of a GPU's memory, which TensorFlow takes
 PACKAGES = ("keras", "keras-hub", "tensorflow", "scikit-learn", "datasets", "numpy")
 
 
@@ -225,8 +228,10 @@ def _compute_capability(backend: str) -> tuple[int, int]:
         return min(found, default=(0, 0))
     import jax
 
-    capabilities = [getattr(device, "compute_capability", "0.0") for device in jax.devices()]
-    return min(tuple(map(int, str(capability).split("."))) for capability in capabilities)
+    capabilities = [str(getattr(device, "compute_capability", "")) for device in jax.devices()]
+    if not all(re.fullmatch(r"\d+\.\d+", capability) for capability in capabilities):
+        return (0, 0)  # no GPU of NVIDIA's
+    return min(tuple(map(int, capability.split("."))) for capability in capabilities)
 
 
 def free_memory() -> int:
@@ -241,17 +246,32 @@ def free_memory() -> int:
     if keras.config.backend() == "torch":
         import torch
 
-        return torch.cuda.mem_get_info()[0]
+        reusable = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + reusable
     if keras.config.backend() == "jax":
         import jax
 
         stats = jax.local_devices()[0].memory_stats()
         return stats["bytes_limit"] - stats["bytes_in_use"]
     import tensorflow as tf
-    from tensorflow.python.client import device_lib
 
-    limits = [d.memory_limit for d in device_lib.list_local_devices() if d.device_type == "GPU"]
-    return limits[0] - tf.config.experimental.get_memory_info("GPU:0")["current"]
+    used = tf.config.experimental.get_memory_info("GPU:0")["current"]
+    return int(TENSORFLOW_MEMORY * _gpu_memory()) - used
+
+
+@functools.cache
+def _gpu_memory() -> float:
+    """Bytes of the smallest GPU, by NVIDIA's own tool; a T4's if that is missing.
+
+    TensorFlow can say how much it uses, not how much it may: its list of devices has that, but
+    takes memory of GPUs that are left to other processes.
+    """
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        report = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        return min(float(line) for line in report.stdout.split()) * 2**20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 15e9
 
 
 def is_out_of_memory(error: BaseException) -> bool:

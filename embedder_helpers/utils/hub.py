@@ -101,6 +101,8 @@ def _kaggle_fault(error: Exception, name: str, what: str, page: str) -> str:
             f"Kaggle does not mount {name!r} ({kind}): {license} with the session's account, or if "
             "it is accepted, try again in some minutes"
         )
+    if kind == "JSONDecodeError" or "No response" in str(error):
+        return f"Kaggle gave no answer for {name!r} ({kind}): try again in some minutes"
     if status == 404 or isinstance(error, ValueError):
         return f"Kaggle has no {what}: see {page}"
     return (

@@ -222,7 +222,10 @@ class _StepBar:
 
     def __init__(self, overall: OverallProgress, total: int, work: Mapping[str, float]):
         self.overall = overall
-        self.unit_work = {kind: operations / max(total, 1) for kind, operations in work.items()}
+        # Work of no operations, such as pooling, says nothing about the pace of its kind.
+        self.unit_work = {
+            kind: operations / max(total, 1) for kind, operations in work.items() if operations
+        }
         self.last: float | None = None
 
     def update(self, units: int = 1) -> None:

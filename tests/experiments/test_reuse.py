@@ -1,6 +1,7 @@
 """Models that experiments share: what is built again, and that no result depends on it."""
 
 import gc
+import itertools
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import threadpoolctl
 from made_task import experiment, write_task
 
+from embedder_helpers.config import InputError
 from embedder_helpers.experiments import reuse
 from embedder_helpers.experiments.plan import plan_experiment
 from embedder_helpers.experiments.reuse import ReusableModels, by_architecture
@@ -179,3 +181,40 @@ def test_layers_that_two_architectures_have_in_common_start_with_the_same_dropou
         states.append([keras.ops.convert_to_numpy(v) for v in variables if "seed" in v.name])
     assert states[0]
     np.testing.assert_array_equal(*states)
+
+
+def test_an_experiment_after_one_that_diverged_is_that_of_new_models(task, cache):
+    models = ReusableModels()
+    settings = experiment(task, **BEFORE | {"learning_rate": 1e30})
+    with pytest.raises(InputError, match="diverged"):
+        outcome(settings, cache, models)
+    settings = experiment(task, **AFTER)
+    assert outcome(settings, cache, models) == outcome(settings, cache)
+
+
+def test_a_selected_cutoff_has_the_classifier_of_any_other(task):
+    given, selected = (
+        plan_experiment(experiment(task, llm_layers=cutoff), None) for cutoff in (1, "auto")
+    )
+    assert reuse.classifier_key(given) == reuse.classifier_key(selected)
+
+
+def test_plans_of_two_tasks_alternate_neither_architectures_nor_classifiers(task, tmp_path):
+    other = write_task(tmp_path / "other", num_classes=3)
+    plans = [
+        plan_experiment(experiment(folder, llm_layers=cutoff, **kind), None)
+        for cutoff in (1, 2)
+        for folder in (task, other)
+        for kind in ({"fusion": "add"}, {"fusion": "replace"})
+    ]
+    keys = [reuse.classifier_key(plan) for plan in by_architecture(plans)]
+    changes = sum(one != following for one, following in itertools.pairwise(keys))
+    assert changes == len(set(keys)) - 1 == 3
+
+
+def test_a_fusion_with_weights_that_are_not_initialized_is_an_error(task, monkeypatch):
+    mixing = keras.layers.Dense(1, name="mixing")
+    monkeypatch.setitem(FUSION_FUNCTIONS, "add", lambda projected, own, tokens: own * mixing(own))
+    plan = plan_experiment(experiment(task, fusion="add"), None)
+    with pytest.raises(InputError, match="'add'.*'mixing'.*projection"):
+        ReusableModels().build_embedder(plan.experiment, plan.presets)

@@ -363,7 +363,7 @@ class ResourceExhaustedError(Exception):
 
 @pytest.fixture
 def small_device(monkeypatch):
-    """Runs out of memory if more than one text passes a layer at a time; counts the failures."""
+    """Runs out of memory if more than one text passes a layer at a time; lists the failures."""
     layer_function, failures = gemma_module._layer_function, []
 
     def limited(kind, dtype):
@@ -387,6 +387,21 @@ def test_a_batch_that_exceeds_the_memory_is_halved_and_reported_once(small_devic
         assert relative_error(layer.values, expected.values) < 1e-6
     assert small_device == [2]  # later batches are halved from the start
     assert caplog.text.count("halved") == 1
+
+
+def test_batches_of_any_number_of_texts_are_halved_without_empty_parts(small_device, monkeypatch):
+    monkeypatch.setattr(gemma_module, "CPU_TOKENS", 7 * 16)
+    ids = token_ids().select([0, 1, 2, 3, 4, 5, 0, 1, 2])  # seven texts, then two
+    states = Gemma(TINY, dtype="float32").hidden_states(ids, [RAW[1]])
+    expected = raw_states()[1].select([0, 1, 2, 3, 4, 5, 0, 1, 2])
+    for row in range(len(ids)):
+        assert relative_error(states.text(row), expected.text(row)) < 1e-6
+    assert 0 not in small_device
+
+
+def test_no_texts_have_no_hidden_states():
+    states = Gemma(TINY, dtype="float32").hidden_states(token_ids().select([]), [RAW[1]])
+    assert len(states) == 0
 
 
 def test_one_text_that_exceeds_the_memory_is_an_error_with_advice(monkeypatch):

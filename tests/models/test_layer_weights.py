@@ -256,10 +256,13 @@ def drop_weight(layer):
     del layer[next(iter(datasets(layer)))]
 
 
-@pytest.mark.parametrize("damage", [widen_weight, drop_weight])
-def test_a_weight_that_is_missing_or_of_another_shape_is_an_error_naming_its_layer(
-    preset_copy, damage
-):
+def quantize_weight(layer):
+    """As Keras stores a quantized matrix: with a scale beside it."""
+    layer["ffw_linear/vars"]["1"] = np.ones(4, "float32")
+
+
+@pytest.mark.parametrize("damage", [widen_weight, drop_weight, quantize_weight])
+def test_other_weights_than_expected_are_an_error_naming_their_layer(preset_copy, damage):
     preset, path = preset_copy
     change_layers(path, lambda groups: damage(groups[fifth_layer(groups)]))
     with pytest.raises(InputError, match="layer 5 .*stream_blocks: false"):

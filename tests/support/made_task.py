@@ -7,14 +7,19 @@ from typing import Any
 from embedder_helpers.config import Experiment
 
 
-def write_task(folder: Path, word: str = "rain", counts: dict[str, int] | None = None) -> Path:
-    """Two classes that a model can distinguish, as jsonl files; all texts are in one bucket."""
+def write_task(
+    folder: Path, word: str = "rain", counts: dict[str, int] | None = None, num_classes: int = 2
+) -> Path:
+    """Two classes that a model can distinguish, as jsonl files; all texts are in one bucket.
+
+    Of more classes, only the first two differ in their words.
+    """
     counts = counts or {"train": 24, "validation": 8, "test": 12}
     folder.mkdir()
     for split, count in counts.items():
         rows = [
             {"text": f"The {word} {'fell' if i % 2 else 'rose'} on day {i} of {split}.",
-             "label": i % 2}
+             "label": i % num_classes}
             for i in range(count)
         ]  # fmt: skip
         lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -164,6 +165,21 @@ def test_a_cpus_free_memory_is_what_the_system_has(monkeypatch):
     monkeypatch.setattr(environment, "devices", lambda: ["CPU, 2 cores"])
     available = psutil.virtual_memory().available
     assert environment.free_memory() == pytest.approx(available, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"), [("15360\n15360\n", 15360 * 2**20), ("[N/A]\n", 15e9), (None, 15e9)]
+)
+def test_a_gpus_memory_is_read_from_nvidias_tool(monkeypatch, report, expected):
+    def run(command, **options):
+        if report is None:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, 0, stdout=report)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    environment._gpu_memory.cache_clear()
+    assert environment._gpu_memory() == expected
+    environment._gpu_memory.cache_clear()
 
 
 def error_named(name, message=""):
