@@ -51,13 +51,13 @@ GPU_FLOAT32, GPU_HALF = 0.3, 0.13
 # Fractions of the matrix products measured on this device. A T4's reach 24 TFLOP/s in float16, for
 # which its power of 70 W suffices. CPUs: docs/performance.md.
 PRODUCTS_OF_GPU = 0.35
-PRODUCTS_OF_CPU, PRODUCTS_OF_CPU_HALF, PRODUCTS_OF_CPU_TRAINING = 0.75, 0.95, 0.6
+PRODUCTS_OF_CPU, PRODUCTS_OF_CPU_HALF, PRODUCTS_OF_CPU_TRAINING = 0.8, 0.51, 0.6
 # Measured on two cores of an AMD EPYC.
 BUILDING_SECONDS = 8.0  # to build a classifier and trace its training step, once per architecture
 COMPILING_SECONDS = 1.0  # for XLA to compile Gemma's layers for one shape of a batch
 STEP_SECONDS = 0.05  # of a training step, however small
 SCORING_SECONDS = 2.0  # to load and score one embedder
-PROCESS_BYTES = 1.2e9  # what Python, TensorFlow and Keras take of a CPU's memory
+PROCESS_BYTES = 1.6e9  # what Python, TensorFlow and Keras take of a CPU's memory
 
 
 class Device(NamedTuple):
