@@ -269,9 +269,7 @@ def _sweep_parts(experiments: Sequence[Experiment], device: Device) -> list[_Par
             roberta.add(experiment, texts, len(task.classes))
         roberta.embedding.seconds += SCORING_SECONDS
     parts = [forward_pass.part(device) for forward_pass in forward_passes.values()]
-    return parts + [
-        part for part in (roberta.training, roberta.embedding) if part.operations or part.seconds
-    ]
+    return parts + [part for part in (roberta.training, roberta.embedding) if part.is_needed()]
 
 
 class _ForwardPass:

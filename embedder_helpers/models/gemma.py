@@ -186,15 +186,20 @@ class Gemma:
                 texts = sum(len(rows) for rows, _, _ in chunk)
                 self.layer_passes += texts * (last - first)
                 bar.update(sum(int(ids.lengths[rows].sum()) for rows, _, _ in chunk))
-        if self._lost and sum(self._lost.values()):
-            lost = sum(self._lost.values())
+        self._log_what_was_lost(self.float32_passes - overflowed, self.layer_passes - passed)
+
+    def _log_what_was_lost(self, overflowed: int, passed: int) -> None:
+        """Log what half precision could not hold in a forward pass, if anything."""
+        if lost := sum(self._lost.values()):
             logger.info("  %s turned %d weights into 0 or infinity", self.dtype, lost)
-        if self.float32_passes > overflowed:
+        if overflowed:
             logger.info(
                 "  %s overflowed in %d of %d passes of a text through a layer, which were computed "
-                "in float32", self.dtype, self.float32_passes - overflowed,
-                self.layer_passes - passed,
-            )  # fmt: skip
+                "in float32",
+                self.dtype,
+                overflowed,
+                passed,
+            )
 
     def unload(self) -> None:
         """Free the weights; the next forward pass loads them again."""
@@ -284,18 +289,18 @@ class Gemma:
         kind = layer_kind(self._weights.shape, index)
         weights = self._read_layer(index, self.dtype) if self.stream_blocks else self._layers[index]
         for i, mask in enumerate(masks):
-            output, is_finite = self._in_parts(kind, weights, states[i], mask)
+            output, is_finite = self._in_parts(kind, self.dtype, weights, states[i], mask)
             if not is_finite and self.dtype != "float32":
                 self.float32_passes += int(ops.convert_to_numpy(mask).any(1).sum())
-                weights32 = self._float32_weights(index)
-                output, _ = self._in_parts(kind, weights32, states[i], mask, "float32")
+                exact = self._float32_weights(index)
+                output, _ = self._in_parts(kind, "float32", exact, states[i], mask)
             states[i] = output
 
     def _in_parts(
-        self, kind: LayerKind, weights: dict[str, Any], states: Any, mask: Any, dtype: str = ""
+        self, kind: LayerKind, dtype: str, weights: dict[str, Any], states: Any, mask: Any
     ) -> tuple[Any, bool]:
         """Apply a layer to a batch; to parts of its texts, where the whole exceeds the memory."""
-        function = _layer_function(kind, dtype or self.dtype)
+        function = _layer_function(kind, dtype)
         while True:
             try:
                 size = -(-len(mask) // self._parts)

@@ -20,7 +20,7 @@ import numpy as np
 from embedder_helpers.config import InputError
 from embedder_helpers.models.decoder_layer import stored_shapes
 from embedder_helpers.models.presets import Preset, from_preset, preset_file
-from embedder_helpers.models.shapes import preset_shape
+from embedder_helpers.models.shapes import read_shape
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,7 @@ class FileWeights:
     def __init__(self, preset: Preset):
         self._preset = preset
         self._files = _dataset_files(preset)
-        # Read again, not from the process's cache: a folder may have changed since.
-        self.shape = preset_shape.__wrapped__("llm_preset", preset.handle)
+        self.shape = read_shape("llm_preset", preset.handle)
         self.num_layers = preset.num_layers
         self._layers = self._layer_paths()
         width = preset.width
@@ -107,13 +106,10 @@ class FileWeights:
             stored = {path for path in stored if "seed_generator" not in path}
             # Exactly these: a quantized layer has further ones, and a model of other options.
             is_known = stored == set(paths.values())
-            if not is_known or any(self._shape_of(paths[n]) != shapes[n] for n in shapes):
+            if not is_known or any(self._files[paths[n]][1] != shapes[n] for n in shapes):
                 raise _unreadable(self._preset, f"layer {number + 1} holds other weights")
             layers.append(paths)
         return layers
-
-    def _shape_of(self, path: str) -> tuple[int, ...] | None:
-        return self._files[path][1] if path in self._files else None
 
     def _only_one(self, shape: tuple[int, ...]) -> str:
         """The path of the one dataset of a shape that is in no layer."""

@@ -36,8 +36,7 @@ class WeightCounts(NamedTuple):
     layer: int
 
 
-@functools.cache
-def preset_shape(role: str, name: str) -> dict[str, Any]:
+def read_shape(role: str, name: str) -> dict[str, Any]:
     """The shape of a preset in keras-hub's terms: from its config.json, else `KNOWN_SHAPES`.
 
     Args:
@@ -58,6 +57,12 @@ def preset_shape(role: str, name: str) -> dict[str, Any]:
             f"{role} {name!r} is a Hugging Face model: give a Keras preset to count its weights"
         )
     return {"class_name": config["class_name"], **config["config"]}
+
+
+@functools.cache
+def preset_shape(role: str, name: str) -> dict[str, Any]:
+    """`read_shape`, once in a process: a handle's config.json may come over the network."""
+    return read_shape(role, name)
 
 
 def count_weights(shape: dict[str, Any]) -> WeightCounts:
