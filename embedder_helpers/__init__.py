@@ -16,12 +16,12 @@ import os
 import warnings
 from typing import Any
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 # The public names, by the module that defines them.
 _PUBLIC = {
     "Experiment": "config",
-    "InputError": "config",
+    "InputError": "errors",
     "with_baselines": "config",
     "load_experiments": "config_files",
     "load_task": "data.tasks",

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from embedder_helpers.config import Experiment, InputError, with_baselines
+from embedder_helpers.config import Experiment, with_baselines
 from embedder_helpers.config_files import load_experiments, parse_override
+from embedder_helpers.errors import InputError
 from embedder_helpers.utils import environment, progress
 
 Parser = argparse.ArgumentParser

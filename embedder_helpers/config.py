@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
-class InputError(ValueError):
-    """Invalid input; the message says what is wrong, where, and what to do about it."""
+from embedder_helpers.errors import InputError, show
 
 
 class Rule(NamedTuple):
@@ -434,7 +432,7 @@ class Experiment:
                 accepted = setting.rule.accept(value)
             except (ValueError, TypeError, OverflowError):
                 raise InputError(
-                    f"{name} is {value!r}, but must be {setting.rule.allowed}"
+                    f"{name} is {show(value)}, but must be {setting.rule.allowed}"
                 ) from None
             object.__setattr__(self, name, accepted)
         if self.projection_start == "zero" and self.fusion != "add":

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from embedder_helpers.config import Experiment, InputError, make_experiment
+from embedder_helpers.config import Experiment, make_experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.utils.files import package_path
 
 CONFIG_FOLDER = package_path("configs", "configs")

@@ -7,12 +7,12 @@ import pytest
 from embedder_helpers.config import (
     KINDS,
     Experiment,
-    InputError,
     make_experiment,
     resolve_cutoffs,
     settings,
     with_baselines,
 )
+from embedder_helpers.errors import InputError
 
 KEYS = list(settings())
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
 from embedder_helpers.config_files import (
     CONFIG_FOLDER,
     find_config,
@@ -10,6 +10,7 @@ from embedder_helpers.config_files import (
     parse_override,
     read_config,
 )
+from embedder_helpers.errors import InputError
 
 CONFIGS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 

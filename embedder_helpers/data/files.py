@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.utils.files import path_exists
 
 FORMATS = (".jsonl", ".csv", ".parquet")

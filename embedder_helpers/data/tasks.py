@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedder_helpers.builtin import BUILTIN_TASKS
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
 from embedder_helpers.data.files import (
     SPLIT_SEED,
     as_list,
@@ -27,6 +27,7 @@ from embedder_helpers.data.files import (
     validate_labels,
     validate_texts,
 )
+from embedder_helpers.errors import InputError
 from embedder_helpers.utils.files import path_exists
 
 HELD_OUT_FRACTION = 0.1  # of the train split, where a task has no validation split

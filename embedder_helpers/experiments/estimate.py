@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import Task, load_task
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.plan import Plan, Subset, select_rows
 from embedder_helpers.models.batching import (
     bucket_length,

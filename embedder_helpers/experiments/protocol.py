@@ -22,8 +22,9 @@ from sklearn.metrics import (
 )
 from threadpoolctl import threadpool_limits
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import Split, Task, load_task
+from embedder_helpers.errors import InputError
 
 NUM_EXPERIMENTS = 10  # runs of the protocol
 SEED = 42

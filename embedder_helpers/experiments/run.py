@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from embedder_helpers.config import Experiment, InputError, resolve_cutoffs, settings
+from embedder_helpers.config import Experiment, resolve_cutoffs, settings
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import protocol
 from embedder_helpers.experiments.plan import Plan, Subset
 from embedder_helpers.models.shapes import count_parameters

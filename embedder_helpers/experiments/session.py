@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.results.result import embedder_folder, read_result, write_result
 from embedder_helpers.utils import environment
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import Task
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import session
 from embedder_helpers.experiments.cluster import Worker, start_workers
 from embedder_helpers.experiments.plan import Plan, Status, Subset, plan_experiment

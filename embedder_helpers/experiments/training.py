@@ -14,7 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.batching import ModelInputs, bucket_length, training_batches
 from embedder_helpers.models.layers import NEW_LAYERS, initialize
 from embedder_helpers.models.text_model import TextModel

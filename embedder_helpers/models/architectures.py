@@ -16,9 +16,9 @@ from keras import ops
 from embedder_helpers.config import (
     BEFORE_SETTING_EXISTED,
     Experiment,
-    InputError,
     make_experiment,
 )
+from embedder_helpers.errors import InputError
 from embedder_helpers.models import saving
 from embedder_helpers.models.batching import ModelInputs, MultiLayerStates, RaggedArray, fuse_inputs
 from embedder_helpers.models.embedder import Embedder

@@ -19,12 +19,12 @@ from scipy.special import softmax
 from embedder_helpers.builtin import BUILTIN_PRESETS
 from embedder_helpers.config import (
     Experiment,
-    InputError,
     make_experiment,
     resolve_cutoffs,
     settings,
 )
 from embedder_helpers.data.files import as_list, validate_texts
+from embedder_helpers.errors import InputError
 from embedder_helpers.models import saving
 from embedder_helpers.models.batching import (
     ModelInputs,

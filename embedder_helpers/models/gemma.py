@@ -17,7 +17,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from embedder_helpers.config import Experiment, InputError, resolve_cutoffs
+from embedder_helpers.config import Experiment, resolve_cutoffs
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.batching import (
     MultiLayerStates,
     RaggedArray,

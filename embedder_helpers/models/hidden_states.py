@@ -18,7 +18,7 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, stack_layers
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
 from embedder_helpers.models.layer_file import LayerFile, count_records, delete_files, file_size

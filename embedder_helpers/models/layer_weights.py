@@ -17,7 +17,7 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.decoder_layer import stored_shapes
 from embedder_helpers.models.presets import Preset, from_preset, preset_file
 from embedder_helpers.models.shapes import read_shape

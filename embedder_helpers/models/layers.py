@@ -19,7 +19,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from embedder_helpers.config import FUSION_NAMES, InputError
+from embedder_helpers.config import FUSION_NAMES
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.batching import EMPTY, MultiLayerStates, RaggedArray
 
 CHUNK = 64  # texts whose hidden states are read at a time

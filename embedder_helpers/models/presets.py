@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from embedder_helpers.builtin import BUILTIN_FOLDER, BUILTIN_PRESETS
-from embedder_helpers.config import Experiment, InputError, resolve_cutoffs
+from embedder_helpers.config import Experiment, resolve_cutoffs
+from embedder_helpers.errors import InputError
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.files import file_digest, path_exists
 from embedder_helpers.utils.hub import error_kind, hugging_face_config, kaggle_file

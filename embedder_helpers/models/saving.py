@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.presets import Preset, find_preset
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.files import file_digest, writable_folder

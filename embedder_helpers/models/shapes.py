@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401, makes NumPy know bfloat16
 import numpy as np
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.presets import ROLES, preset_config
 
 # Shapes of the original study's models in keras-hub's terms, for when their config.json cannot be

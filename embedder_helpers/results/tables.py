@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from embedder_helpers.builtin import BUILTIN_PRESETS
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.results.naming import (
     differing_settings,
     display_names,

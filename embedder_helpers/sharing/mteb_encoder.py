@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.architectures import load_embedder
 from embedder_helpers.models.saving import read_manifest
 from embedder_helpers.sharing.model_card import saved_result

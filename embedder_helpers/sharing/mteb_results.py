@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedder_helpers.config import InputError
 from embedder_helpers.data.tasks import MTEB_TASKS
+from embedder_helpers.errors import InputError
 from embedder_helpers.results.leaderboard import uses_mteb_protocol
 from embedder_helpers.results.result import Result
 from embedder_helpers.results.tables import is_validation_score

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedder_helpers import __version__
 from embedder_helpers.builtin import BUILTIN_PRESETS
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.models import presets
 from embedder_helpers.models.saving import MANIFEST_FILE, Manifest, read_manifest
 from embedder_helpers.results.result import Result, read_result

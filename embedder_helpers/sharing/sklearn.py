@@ -10,8 +10,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import task_from_arrays
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.plan import plan_experiment
 from embedder_helpers.experiments.run import train_embedder
 from embedder_helpers.models.architectures import load_embedder

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 

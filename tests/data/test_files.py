@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_files import make_rows, write_folder, write_rows
 
-from embedder_helpers.config import InputError
 from embedder_helpers.data.files import (
     FORMATS,
     as_list,
@@ -19,6 +18,7 @@ from embedder_helpers.data.files import (
     validate_labels,
     validate_texts,
 )
+from embedder_helpers.errors import InputError
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=100).map(np.array)
 

@@ -12,8 +12,9 @@ import pytest
 from task_files import make_rows, write_folder, write_rows
 
 from embedder_helpers.builtin import BUILTIN_TASKS
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import MTEB_TASKS, load_task, task_from_arrays
+from embedder_helpers.errors import InputError
 
 TOKEN = "hf_ThisIsASecret"
 

@@ -3,7 +3,7 @@
 import pytest
 from made_task import experiment, write_task
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.plan import Subset, plan_experiment
 
 

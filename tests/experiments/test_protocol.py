@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_task import write_task
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import Split, load_task
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import protocol
 from embedder_helpers.experiments.protocol import (
     NUM_EXPERIMENTS,

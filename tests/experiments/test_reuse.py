@@ -13,7 +13,7 @@ import pytest
 import threadpoolctl
 from made_task import experiment, write_task
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import reuse
 from embedder_helpers.experiments.plan import plan_experiment
 from embedder_helpers.experiments.reuse import ReusableModels, by_architecture

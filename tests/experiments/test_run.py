@@ -15,7 +15,8 @@ import pytest
 from made_task import experiment, write_task
 
 from embedder_helpers.builtin import BUILTIN_FOLDER
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import protocol
 from embedder_helpers.experiments.plan import Subset, plan_experiment
 from embedder_helpers.experiments.run import run_experiment, train_embedder

@@ -7,7 +7,8 @@ import pytest
 from made_task import write_task
 from shared_gemma import TINY, shared_gemma
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import protocol
 from embedder_helpers.experiments.plan import Subset, plan_experiment
 from embedder_helpers.experiments.run import run_experiment

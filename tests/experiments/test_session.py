@@ -9,7 +9,7 @@ import psutil
 import pytest
 from made_results import result
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import session
 from embedder_helpers.utils import environment
 

@@ -19,7 +19,8 @@ import pytest
 from made_task import experiment, write_task
 
 from embedder_helpers.builtin import BUILTIN_FOLDER
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import estimate as estimate_module
 from embedder_helpers.experiments import plan as plan_module
 from embedder_helpers.experiments import sweep as sweep_module

@@ -12,7 +12,7 @@ import pytest
 from made_results import result
 from made_task import experiment
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import tracking
 from embedder_helpers.experiments.plan import plan_experiment
 from embedder_helpers.experiments.training import TwoRateAdamW

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import training
 from embedder_helpers.experiments.training import (
     EpochLogger,

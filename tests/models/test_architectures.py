@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.architectures import build_embedder
 from embedder_helpers.models.batching import EMPTY, bucket_length
 from embedder_helpers.models.embedder import Head

@@ -5,7 +5,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from embedder_helpers.__main__ import main
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.architectures import build_embedder
 from embedder_helpers.models.embedder import Head
 from embedder_helpers.models.tokenization import TokenizedTexts

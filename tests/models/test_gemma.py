@@ -14,7 +14,8 @@ from keras import ops
 from made_presets import write_gemma
 from shared_gemma import TEXTS, TINY, shared_gemma, token_ids, two_texts_per_batch
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models import gemma as gemma_module
 from embedder_helpers.models import layer_weights
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, from_lengths

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_gemma import TEXTS, TINY, shared_gemma, token_ids, two_texts_per_batch
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, from_lengths
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import RESERVE, HiddenStateCache, _shards, text_keys

@@ -11,7 +11,7 @@ import pytest
 from shared_gemma import TINY, shared_gemma, token_ids, two_texts_per_batch
 
 from embedder_helpers.builtin import BUILTIN_FOLDER
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.models import gemma as gemma_module
 from embedder_helpers.models import layer_weights, presets
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec

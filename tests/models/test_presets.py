@@ -6,7 +6,8 @@ import kagglehub
 import pytest
 
 from embedder_helpers.builtin import BUILTIN_FOLDER
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.presets import (
     Preset,
     find_preset,

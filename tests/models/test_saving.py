@@ -12,8 +12,9 @@ from made_presets import write_gemma
 from made_task import experiment, write_task
 from safetensors.numpy import load_file
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import load_task
+from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import protocol
 from embedder_helpers.experiments.plan import plan_experiment
 from embedder_helpers.experiments.sweep import run_experiments

@@ -4,7 +4,8 @@ import keras_hub
 import pytest
 from made_presets import write_gemma
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models import shapes
 from embedder_helpers.models.presets import find_preset
 from embedder_helpers.models.shapes import (

@@ -6,7 +6,7 @@ import pytest
 from made_results import EMOTION, TRAINED, result
 
 from embedder_helpers.__main__ import main
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.results import tables
 from embedder_helpers.results.report import report_sections, summarize, write_report
 from embedder_helpers.results.result import write_result

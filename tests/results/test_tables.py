@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from made_results import EMOTION, TRAINED, result
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.results import tables
 from embedder_helpers.results.result import write_result
 

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 
 try:
     import mteb  # noqa: F401

@@ -7,7 +7,7 @@ import pytest
 from made_results import EMOTION, TRAINED, result
 
 from embedder_helpers.__main__ import main
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.results.result import write_result
 from embedder_helpers.sharing.mteb_results import model_name, write_mteb_results
 

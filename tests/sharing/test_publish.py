@@ -10,7 +10,8 @@ from made_results import result
 from stand_in_hub import SIGNATURE, stand_in
 
 from embedder_helpers.__main__ import main
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.architectures import build_embedder, load_embedder
 from embedder_helpers.results.result import write_result
 from embedder_helpers.sharing.publish import parse_address, prepare_upload, push_to_hub

@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from embedder_helpers.config import Experiment, InputError
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.architectures import build_embedder
 from embedder_helpers.sharing.sklearn import TextEmbedder
 

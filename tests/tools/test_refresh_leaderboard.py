@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.results.leaderboard import LEADERBOARD_FILE, load_leaderboard
 from embedder_helpers.utils.files import PACKAGE
 from tools import refresh_leaderboard

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.utils import files
 from embedder_helpers.utils.files import (
     atomic_write,

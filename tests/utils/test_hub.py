@@ -10,7 +10,7 @@ import requests
 from huggingface_hub import errors
 from kagglehub.exceptions import BackendError, KaggleApiHTTPError, UnauthenticatedError
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 from embedder_helpers.utils import environment, hub
 from embedder_helpers.utils.hub import hugging_face_config, hugging_face_token, kaggle_file
 

