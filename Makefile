@@ -13,7 +13,7 @@ SOURCES = $(shell find embedder_helpers -name '*.py')
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-slow test-all lint format notebooks backend real bench kaggle badges docs clean
+.PHONY: help demo test test-slow test-all lint format notebooks backend real bench kaggle badges docs clean robustness
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ test-slow: $(VENV)/.dev  ## run the tests that train for longer, execute noteboo
 	$(PYTEST) -m "slow and not real"
 
 test-all: test test-slow  ## run every test but those on real presets
+
+# ROUNDS: a factor of the random trials; one round, in `make test-slow`, kills about ten sweeps and
+# brings 400 odd inputs, and takes four minutes on two cores. ROBUSTNESS_SEED=100000 makes others.
+ROUNDS ?= 20
+robustness: $(VENV)/.dev  ## kill, damage and starve sweeps, and bring odd input, at length: ROUNDS=20
+	ROBUSTNESS_ROUNDS=$(ROUNDS) ROBUSTNESS_FAILURES=build/robustness $(PYTEST) -v tests/robustness
 
 lint: $(VENV)/.dev  ## check style and the direction of imports
 	$(BIN)/ruff check .

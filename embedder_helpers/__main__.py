@@ -2,35 +2,73 @@
 
 Commands print what was asked for to standard output; log lines, bars and errors go to standard
 error. Exit status: 0; 1 if some experiments were not finished; 2 for invalid input; 130 if it was
-interrupted.
+interrupted; 141 if nobody reads its output any more, as behind `| head`.
 """
 
 import argparse
+import contextlib
+import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from embedder_helpers.config import Experiment, with_baselines
-from embedder_helpers.config_files import load_experiments, parse_override
-from embedder_helpers.errors import InputError
-from embedder_helpers.utils import environment, progress
+from embedder_helpers.config_files import load_experiments, parse_overrides
+from embedder_helpers.errors import MAX_MESSAGE, MAX_VALUE, InputError, redact, shorten, show
+from embedder_helpers.utils import environment, keras_state, progress
+from embedder_helpers.utils.files import as_path, writable_file
 
-Parser = argparse.ArgumentParser
+logger = logging.getLogger("embedder_helpers")  # not `__main__`, which is what this module is
+
 Options = argparse.Namespace
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages are bounded."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with a message."""
+        super().error(shorten(message, MAX_MESSAGE))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):  # a code page may lack letters; None if it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     progress.show_log()
     try:
-        return options.run(options) or 0
+        status = options.run(options) or 0
+        if sys.stdout:
+            sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; finished results are kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        return 141
+    except OSError as error:  # of a disk or a network, which no check foresaw
+        reason = redact(f"{type(error).__name__}: {error}")
+        print(f"error: {shorten(reason, 3 * MAX_VALUE)}", file=sys.stderr)
+        return 2
+    finally:
+        _discard_unwritable_output()
+
+
+def _discard_unwritable_output() -> None:
+    """Leave nothing to write when Python ends, if standard output is closed or its disk full."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):  # has no file of the system
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Options], int | None]]] = {}
@@ -77,7 +115,7 @@ def _config_options(parser: Parser) -> None:
 
 
 def _experiments(options: Options) -> list[Experiment]:
-    overrides = dict(parse_override(setting) for setting in options.settings)
+    overrides = parse_overrides(options.settings)
     experiments: list[Experiment] = []
     for path in options.configs:
         experiments += load_experiments(path, overrides)
@@ -103,9 +141,11 @@ def sweep(options: Options) -> int:
     from embedder_helpers.results.report import summarize
 
     results, failed = sweeps.run_experiments(_experiments(options), options.out, options.hours)
-    summarize(results, options.out)
-    for name, reason in failed.items():
-        print(f"not finished: {name}: {reason}", file=sys.stderr)
+    try:
+        summarize(results, options.out)
+    finally:
+        for name, reason in failed.items():
+            print(f"not finished: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -128,9 +168,10 @@ def estimate(options: Options) -> None:
 
     if options.on not in (*costs.GPUS, "here"):
         known = ", ".join(costs.GPUS)
-        raise InputError(f"--on is {options.on!r}, but must be one of {known}, here")
-    device = costs.measure_device() if options.on == "here" else costs.GPUS[options.on]
+        raise InputError(f"--on is {show(options.on)}, but must be one of {known}, here")
     experiments = _experiments(options)
+    keras_state.backend()
+    device = costs.measure_device() if options.on == "here" else costs.GPUS[options.on]
     print(to_markdown(costs.estimate_cost(experiments, device)))
     print(f"{options.on}: {costs.describe_device(device)}")
     for sentence in costs.memory_advice(experiments, device):
@@ -222,33 +263,46 @@ def _predict_options(parser: Parser) -> None:
         help="name of the text column of --file (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", metavar="CSV", help="file to write the table to (default: print it)"
-    )
+        "--out", metavar="CSV",
+        help="file to write the table to, after the columns of --file (default: print it)",
+    )  # fmt: skip
 
 
 @command("classify texts with a saved embedder, and show what Gemma changed", _predict_options)
 def predict(options: Options) -> None:
     """Classify texts; invalid input is reported before the model is loaded."""
-    from embedder_helpers.data.files import read_texts, validate_texts
-    from embedder_helpers.utils.files import atomic_write, writable_folder
+    import pandas as pd
 
-    out = Path(options.out) if options.out else None
-    if out:
-        writable_folder(out.parent, "--out")
-        if out.is_dir():
-            raise InputError(f"--out {out} is a folder: give the name of a CSV file")
+    from embedder_helpers.data.files import read_table, validate_texts
+
+    out = writable_file(options.out, ".csv", "--out") if options.out else None
     if options.text:
         validate_texts(options.text, "--text")
-    texts = options.text or read_texts(Path(options.file), options.text_column)
+        texts, others = options.text, None
+    else:
+        file = as_path(options.file)
+        others = read_table(file, options.text_column)
+        if out and out.exists() and out.samefile(file):
+            raise InputError("--out is the same file as --file: give the name of another")
+        texts = others[options.text_column].tolist()
+    keras_state.backend()
     from embedder_helpers.models.architectures import load_embedder
-    from embedder_helpers.results.tables import to_markdown
+    from embedder_helpers.results.formats import to_markdown, to_raw_csv
 
     predictions = load_embedder(options.folder, options.llm).predict(texts)
-    if out:
-        atomic_write(out, lambda part: predictions.to_csv(part, index=False))
-        print(f"{len(predictions)} texts classified in {out}")
-    else:
+    if out is None:
         print(to_markdown(predictions))
+        return
+    if others is not None:
+        predictions = predictions.drop(columns="text")  # they are among the file's columns
+        for name in predictions.columns.intersection(others.columns):
+            kept = f"{name} (file)"
+            while kept in others:
+                kept += " (file)"
+            others = others.rename(columns={name: kept})
+        predictions = pd.concat([others, predictions], axis=1)
+    to_raw_csv(predictions, out)
+    logger.info("%d texts classified in %s", len(predictions), out)
 
 
 def _publish_options(parser: Parser) -> None:
@@ -305,11 +359,13 @@ def _states_options(parser: Parser) -> None:
 @command("list the hidden states on disk, or delete them", _states_options)
 def states(options: Options) -> None:
     """List or clear the hidden-state cache."""
+    keras_state.backend()
     from embedder_helpers.models.hidden_states import HiddenStateCache
 
-    if options.dir and not Path(options.dir).is_dir():
-        raise InputError(f"--dir: there is no folder {options.dir!r}")
-    cache = HiddenStateCache(options.dir or environment.states_folder())
+    folder = as_path(options.dir) if options.dir else environment.states_folder()
+    if options.dir and not folder.is_dir():
+        raise InputError(f"--dir: there is no folder {show(options.dir)}")
+    cache = HiddenStateCache(folder)
     if options.clear is not None:
         print(f"{cache.clear(options.clear or None) / 1e9:.2f} GB freed in {cache.folder}")
         return
@@ -318,4 +374,5 @@ def states(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also cleans up, as Ctrl-C does
     sys.exit(main())

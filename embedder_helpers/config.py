@@ -7,138 +7,25 @@ data set (the number of layers, say) is checked by the module that loads it.
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from embedder_helpers.errors import InputError, show
-
-
-class Rule(NamedTuple):
-    """The values a setting may have: described, and as a function that returns one or raises."""
-
-    allowed: str
-    accept: Callable[[Any], Any]
-
-
-def one_of(*values: str) -> Rule:
-    """One of several strings."""
-
-    def accept(value):
-        if value not in values:
-            raise ValueError
-        return value
-
-    return Rule("one of " + ", ".join(values), accept)
-
-
-def registered(names: list[str]) -> Rule:
-    """One of the names in a list, to which more may be appended."""
-
-    def accept(value):
-        if value not in names:
-            raise ValueError
-        return value
-
-    return Rule("one of " + ", ".join(names), accept)
-
-
-def integer(minimum: int, maximum: float = math.inf) -> Rule:
-    """An integer in a closed range."""
-
-    def accept(value):
-        if type(value) is not int or not minimum <= value <= maximum:
-            raise ValueError
-        return value
-
-    upper = "" if maximum == math.inf else f" and at most {maximum}"
-    return Rule(f"an integer of at least {minimum}{upper}", accept)
-
-
-def positive() -> Rule:
-    """A finite number above zero; a numeric string is accepted, since YAML reads 1e-5 as one."""
-
-    def accept(value):
-        if isinstance(value, bool):
-            raise ValueError
-        number = float(value)
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError
-        return number
-
-    return Rule("a number above 0", accept)
-
-
-def fraction() -> Rule:
-    """A number from 0 to below 1."""
-
-    def accept(value):
-        if isinstance(value, bool) or not 0 <= float(value) < 1:
-            raise ValueError
-        return float(value)
-
-    return Rule("a number from 0 to below 1", accept)
-
-
-def text() -> Rule:
-    """A non-empty string."""
-
-    def accept(value):
-        if isinstance(value, Path):
-            value = str(value)
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError
-        return value
-
-    return Rule("a non-empty string", accept)
-
-
-def flag() -> Rule:
-    """True or false."""
-
-    def accept(value):
-        if not isinstance(value, bool):
-            raise ValueError
-        return value
-
-    return Rule("true or false", accept)
-
-
-def flag_or(word: str) -> Rule:
-    """True, false or a word."""
-
-    def accept(value):
-        if not isinstance(value, bool) and value != word:
-            raise ValueError
-        return value
-
-    return Rule(f"true, false or {word}", accept)
-
-
-def cutoff_or_list() -> Rule:
-    """A cutoff in either spelling, several of them, or `auto`; the range depends on the model."""
-
-    def accept(value):
-        if value == "auto":
-            return value
-        several = isinstance(value, (list, tuple))
-        numbers = list(value) if several else [value]
-        if not numbers or any(type(number) is not int or number == 0 for number in numbers):
-            raise ValueError
-        return tuple(numbers) if several else value
-
-    cutoff = "an integer from 1 to the number of Gemma's layers, or from -1 (all layers) down"
-    return Rule(f"{cutoff}, or a non-empty list of such integers, or auto", accept)
-
-
-def optional(rule: Rule) -> Rule:
-    """The rule, or null."""
-    return Rule(
-        f"{rule.allowed}, or null", lambda value: None if value is None else rule.accept(value)
-    )
-
+from embedder_helpers.errors import InputError, check_characters, show
+from embedder_helpers.setting_rules import (
+    Rule,
+    cutoff_or_list,
+    flag,
+    flag_or,
+    fraction,
+    integer,
+    one_of,
+    optional,
+    positive,
+    registered,
+    text,
+    without_numpy,
+)
 
 # The names that `fusion` takes; `models.layers.register_fusion` appends to it.
 FUSION_NAMES = ["replace", "add", "prepend"]
@@ -429,11 +316,13 @@ class Experiment:
         for name, setting in settings().items():
             value = getattr(self, name)
             try:
-                accepted = setting.rule.accept(value)
+                accepted = setting.rule.accept(without_numpy(value))
             except (ValueError, TypeError, OverflowError):
                 raise InputError(
                     f"{name} is {show(value)}, but must be {setting.rule.allowed}"
                 ) from None
+            if isinstance(accepted, str):
+                check_characters(accepted, name)
             object.__setattr__(self, name, accepted)
         if self.projection_start == "zero" and self.fusion != "add":
             raise InputError(
@@ -513,10 +402,11 @@ def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Exp
     known = list(settings())
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.5)
             guess = f"; did you mean {near[0]!r}?" if near else "."
             raise InputError(
-                f"{where}: unknown setting {str(name)!r}{guess} Known settings: {', '.join(known)}"
+                f"{where}: unknown setting {show(str(name))}{guess} "
+                f"Known settings: {', '.join(known)}"
             )
     try:
         return Experiment(**values)
@@ -577,10 +467,10 @@ def resolve_cutoffs(llm_layers: int | tuple[int, ...] | str, num_layers: int) ->
     for number in numbers:
         if abs(number) > num_layers:
             raise InputError(
-                f"llm_layers is {number}, but this Gemma has {num_layers} layers: "
+                f"llm_layers is {show(number)}, but this Gemma has {num_layers} layers: "
                 f"use 1 … {num_layers}, or -1 … -{num_layers}"
             )
     resolved = sorted(number if number > 0 else num_layers + 1 + number for number in numbers)
     if len(set(resolved)) < len(resolved):
-        raise InputError(f"llm_layers is {list(numbers)}, which names a layer twice")
+        raise InputError(f"llm_layers is {show(list(numbers))}, which names a layer twice")
     return tuple(resolved)

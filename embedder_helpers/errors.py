@@ -1,11 +1,17 @@
-"""The error for invalid input, and how its messages show values: on one line, and never long."""
+"""The error for invalid input, and how messages show values: on one line, short, no secrets."""
 
+import os
+import re
 import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 MAX_MESSAGE = 1000  # letters
 MAX_VALUE = 100
+SECRETS = (  # variables whose values no message, log line or file may show
+    "HF_TOKEN", "HUGGING_FACE_TOKEN", "HUGGING_FACE_HUB_TOKEN", "KAGGLE_API_TOKEN", "KAGGLE_KEY",
+    "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+)  # fmt: skip
 
 
 class InputError(ValueError):
@@ -33,7 +39,7 @@ _repr = _BoundedRepr().repr
 def show(value: Any) -> str:
     """A value as Python spells it, in at most about `MAX_VALUE` letters, for messages."""
     try:
-        return shorten(_repr(value), MAX_VALUE)
+        return shorten(" ".join(_repr(value).splitlines()), MAX_VALUE)
     except Exception:  # a class of somebody else may fail in its __repr__
         return f"a value of type {type(value).__name__}"
 
@@ -51,3 +57,29 @@ def shorten(text: str, most: int) -> str:
         return text
     end = (most - 3) // 3
     return f"{text[: most - 3 - end]} … {text[-end:]}"
+
+
+def check_characters(text: str, name: str) -> None:
+    """Check that a text can be (part of) a path, and be written to a file.
+
+    Args:
+        text: a name, path or other setting.
+        name: what it is the value of, for the message.
+
+    Raises:
+        InputError: it has a NUL character, or half of a surrogate pair, which UTF-8 cannot encode.
+    """
+    for character in text:
+        if character == "\0" or "\ud800" <= character <= "\udfff":
+            raise InputError(
+                f"{name} is {show(text)}, which has the character {character!r}: no path or file "
+                "can contain it, so leave it out"
+            )
+
+
+def redact(text: str) -> str:
+    """A text of a library's without secrets, and without the user in an address."""
+    text = re.sub(r"//[^/\s]*@", "//", text)
+    for secret in filter(None, map(os.environ.get, SECRETS)):
+        text = text.replace(secret, "***")
+    return text

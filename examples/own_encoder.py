@@ -23,7 +23,8 @@ import keras_hub
 import numpy as np
 
 import embedder_helpers as eh
-from embedder_helpers.models.presets import FAMILIES, find_preset
+from embedder_helpers.models.preset_config import FAMILIES
+from embedder_helpers.models.presets import find_preset
 from embedder_helpers.models.roberta import encode_embeddings, load_roberta
 
 OUT = Path("build/examples/own_encoder")

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from embedder_helpers.config import (
@@ -63,10 +64,13 @@ INVALID = {
     "task_data": [("", "null"), (7, "null")],
     "text_column": [(None, TEXT), (0, TEXT)],
     "label_column": [(None, TEXT), (["label"], TEXT)],
-    "samples_per_label": [(0, "at least 1"), (2.5, INTEGER), ("8", INTEGER)],
+    "samples_per_label": [(0, "from 1 to"), (2**31, f"to {2**31 - 1}"), ("8", INTEGER)],
     "kind": [("both", "hybrid, gemma_only, roberta_only"), (["hybrid"], "hybrid")],
     "llm_preset": [("", TEXT), (None, TEXT)],
-    "llm_layers": [(bad, "list") for bad in (0, 2.5, "ten", [], [0], [1, 2.5], True, None, {})],
+    "llm_layers": [
+        (bad, "list")
+        for bad in (0, 2.5, "ten", [], [0], [1, 2.5], True, None, {}, 2**31, [1, -(2**31)])
+    ],
     "layer_pooling": [("sum", "mean, max, learned"), (None, "mean")],
     "final_norm": [("layer", "rms, learned, last, none"), (None, "rms")],
     "llm_dtype": [("float64", "auto, float32, bfloat16, float16"), (None, "auto")],
@@ -77,10 +81,10 @@ INVALID = {
     "probe": [(bad, "true or false") for bad in (1, "yes", None)],
     "slm_preset": [("  ", TEXT)],
     "pooling": [("cls", "mean, max, first, last"), (["mean"], "mean"), (None, "mean")],
-    "max_tokens": [(2, "at least 3"), ("256", INTEGER)],
-    "seed": [(-1, "at least 0"), (2**32, f"at most {2**32 - 1}"), (True, INTEGER)],
-    "epochs": [(-1, "at least 0"), (1.0, INTEGER), (False, INTEGER)],
-    "batch_size": [(0, "at least 1"), ([8], INTEGER)],
+    "max_tokens": [(2, "from 3 to"), ("256", INTEGER)],
+    "seed": [(-1, "from 0 to"), (2**32, f"to {2**32 - 1}"), (True, INTEGER)],
+    "epochs": [(-1, "from 0 to"), (1.0, INTEGER), (False, INTEGER)],
+    "batch_size": [(0, "from 1 to"), ([8], INTEGER)],
     "learning_rate": [
         (bad, "above 0")
         for bad in (0, -1e-5, float("nan"), float("inf"), NEGATIVE, "fast", True, None, [1e-5])
@@ -88,11 +92,11 @@ INVALID = {
     "projection_learning_rate": [(0, "above 0"), ("", "above 0")],
     "warmup": [(bad, "from 0 to below 1") for bad in (1.0, -0.1, float("nan"), True, None)],
     "clip_norm": [(0, "above 0"), (-1, "above 0"), ("all", "null"), (True, "above 0")],
-    "patience": [(0, "at least 1"), (1.5, INTEGER), ("none", "null")],
+    "patience": [(0, "from 1 to"), (1.5, INTEGER), ("none", "null")],
     "class_weights": [(bad, "true or false") for bad in (0, "balanced", None)],
     "scored_split": [("train", "test, validation"), (None, "test")],
     "train_split": [("test", "train, validation")],
-    "max_train_texts": [(1, "at least 2"), ("all", "null")],
+    "max_train_texts": [(1, "from 2 to"), ("all", "null")],
     "save_embedder": [(1, "with_gemma"), ("gemma", "with_gemma"), (None, "true, false")],
     "states_dir": [("", "null"), (7, "null")],
     "states_gigabytes": [(0, "above 0"), (-1, "above 0"), ("all", "null"), (True, "above 0")],
@@ -151,6 +155,62 @@ def test_the_error_for_an_invalid_value_names_setting_value_and_rule(name, case)
 @pytest.mark.parametrize("name", ["learning_rate", "projection_learning_rate"])
 def test_a_learning_rate_that_yaml_reads_as_a_string_becomes_a_number(name):
     assert getattr(make_experiment({name: "1e-5"}), name) == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("seed", np.int64(7), 7),
+        ("max_tokens", np.uint8(64), 64),
+        ("warmup", np.float32(0.5), 0.5),
+        ("learning_rate", np.float64(1e-3), 1e-3),
+        ("probe", np.bool_(True), True),
+        ("task", np.str_("sample"), "sample"),
+        ("save_embedder", np.str_("with_gemma"), "with_gemma"),
+        ("llm_layers", np.int32(-3), -3),
+        ("llm_layers", np.arange(1, 4), (1, 2, 3)),
+        ("llm_layers", [np.int64(2), 5], (2, 5)),
+    ],
+)
+def test_a_value_of_numpy_is_the_same_value_of_python(name, value, expected):
+    accepted = getattr(make_experiment({name: value}), name)
+    assert accepted == expected and type(accepted) is type(expected)
+    assert "np." not in repr(accepted)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", np.float64(1)), ("seed", np.True_), ("epochs", np.int64(-1)), ("warmup", np.True_)],
+)
+def test_a_value_of_numpy_has_to_be_allowed_too(name, value):
+    with pytest.raises(InputError, match=f"{name} is .* but must be"):
+        make_experiment({name: value})
+
+
+@pytest.mark.parametrize("character", ["\0", "\ud800", "\udcff"])
+@pytest.mark.parametrize("name", ["task", "text_column", "llm_preset", "states_dir"])
+def test_a_string_that_no_path_or_file_can_hold_is_an_error(name, character):
+    with pytest.raises(InputError, match=f"{name} is 'a.*leave it out") as error:
+        make_experiment({name: f"a{character}b"})
+    str(error.value).encode()  # can be printed
+
+
+@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize(
+    "value",
+    ["x\0" * 50_000, ["x"] * 50_000, {"x" * 50_000: 1}, 10**5000],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_message_stays_short_whatever_the_value(name, value):
+    with pytest.raises(InputError) as error:
+        make_experiment({name: value})
+    assert name in str(error.value) and len(str(error.value)) < 1200
+
+
+def test_a_message_stays_short_whatever_the_name():
+    with pytest.raises(InputError, match="unknown setting 'xxx") as error:
+        make_experiment({"x" * 50_000: 1})
+    assert len(str(error.value)) < 1200
 
 
 @pytest.mark.parametrize(

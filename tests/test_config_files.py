@@ -1,13 +1,19 @@
 """Config files: YAML to experiments, single or in combination, overrides, and invalid files."""
 
-import pytest
+import json
+import os
 
-from embedder_helpers.config import Experiment
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder_helpers.config import Experiment, settings
 from embedder_helpers.config_files import (
     CONFIG_FOLDER,
+    MAX_EXPERIMENTS,
     find_config,
     load_experiments,
-    parse_override,
+    parse_overrides,
     read_config,
 )
 from embedder_helpers.errors import InputError
@@ -46,11 +52,29 @@ def test_the_error_for_a_missing_config_suggests_the_nearest_name():
         find_config("quickstrat")
 
 
-@pytest.mark.parametrize("name", ["zzz", "z" * 5000])
-def test_the_error_for_a_missing_config_lists_all_names(name):
+def test_the_error_for_a_missing_config_lists_all_names():
+    with pytest.raises(InputError) as error:
+        find_config("zzz")
+    assert ", ".join(CONFIGS) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["z" * 253, "z" * 50_000, "a\0b", "a\ud800b", None, 7, [1], {}],
+    ids=lambda name: ascii(name)[:9],
+)
+def test_what_cannot_be_the_name_of_a_config_is_an_error(name):
     with pytest.raises(InputError) as error:
         find_config(name)
-    assert ", ".join(CONFIGS) in str(error.value)
+    assert len(str(error.value)) < 1200
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize("read", [load_experiments, read_config])
+def test_a_pipe_is_an_error_instead_of_a_wait_for_its_writer(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe"):
+        read(tmp_path / "pipe")
 
 
 def test_a_path_has_precedence_over_a_name_in_configs(tmp_path, monkeypatch):
@@ -150,32 +174,57 @@ def test_a_setting_given_as_a_mapping_may_be_none(write):
     assert experiment.clip_norm is None
 
 
+@pytest.mark.parametrize("values", ['{"epochs": 1}', "epochs=1", [("epochs", 1)], 7])
+def test_settings_that_are_no_mapping_are_an_error_that_shows_one(values):
+    with pytest.raises(InputError, match=r"-y 'OVERRIDES: \{epochs: 1\}'") as error:
+        load_experiments("quickstart", values)
+    assert repr(values) in str(error.value)
+
+
 @pytest.mark.parametrize(
-    ("setting", "expected"),
+    ("option", "name", "value"),
     [
-        ("llm_layers=10", ("llm_layers", 10)),
-        ("llm_layers=[1, -1]", ("llm_layers", [1, -1])),
-        ("max_train_texts=null", ("max_train_texts", None)),
-        ("task = a=b", ("task", "a=b")),
-        ("kind=hybrid", ("kind", "hybrid")),
+        ("llm_layers=10", "llm_layers", 10),
+        ("llm_layers=[1, -1]", "llm_layers", [1, -1]),
+        ("max_train_texts=null", "max_train_texts", None),
+        ("learning_rate=1e-5", "learning_rate", 1e-5),
+        ("seed=010", "seed", 10),
+        ("kind=hybrid", "kind", "hybrid"),
     ],
 )
-def test_an_override_on_the_command_line_is_parsed_as_yaml(setting, expected):
-    assert parse_override(setting) == expected
+def test_a_value_on_the_command_line_is_read_as_yaml(option, name, value):
+    assert parse_overrides([option]) == {name: value}
 
 
-@pytest.mark.parametrize("setting", ["llm_layers", "", "=10", "llm_layers 10"])
-def test_an_override_without_key_or_equals_sign_is_an_error(setting):
-    with pytest.raises(InputError, match="write setting=value") as error:
-        parse_override(setting)
-    assert repr(setting) in str(error.value)
+@pytest.mark.parametrize("value", ["a=b", "dogs #2: cats", "010", "1e5", "no", "[x", "2030-01-01"])
+@pytest.mark.parametrize("name", ["task", "task_data", "text_column", "llm_preset"])
+def test_a_text_on_the_command_line_is_taken_as_it_is(name, value):
+    (experiment,) = load_experiments("emotion", parse_overrides([f"{name} = {value}"]))
+    assert getattr(experiment, name) == value
 
 
-@pytest.mark.parametrize("setting", ["llm_layers=[1", "seed=2024-13-45"])
-def test_an_override_that_is_not_yaml_is_an_error(setting):
-    with pytest.raises(InputError, match="the value is not YAML") as error:
-        parse_override(setting)
-    assert repr(setting) in str(error.value)
+@pytest.mark.parametrize(("name", "value"), [("task_data", None), ("label_column", "null")])
+def test_null_is_no_text_where_a_setting_may_be_null(name, value):
+    assert parse_overrides([f"{name}=null"]) == {name: value}
+
+
+@pytest.mark.parametrize("option", ["llm_layers", "", "=10", "llm_layers 10", "patience=", "=" * 9])
+def test_an_override_without_key_equals_sign_or_value_is_an_error(option):
+    with pytest.raises(InputError, match="setting=value|unknown setting") as error:
+        load_experiments("quickstart", parse_overrides([option]))
+    assert "=" in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["llm_layers=[1", "seed=" + "[" * 5000, "seed=!!int x"])
+def test_an_override_that_is_not_yaml_is_an_error(option):
+    with pytest.raises(InputError, match=r"--set '.*: the value is not YAML") as error:
+        parse_overrides([option])
+    assert len(str(error.value)) < 1200
+
+
+def test_a_setting_given_twice_on_the_command_line_is_an_error():
+    with pytest.raises(InputError, match="'seed' is given twice"):
+        parse_overrides(["seed=1", "epochs=1", "seed=2"])
 
 
 # === Invalid files ===
@@ -190,7 +239,7 @@ def test_the_error_for_an_invalid_value_names_the_file(write):
 def test_the_error_for_a_file_that_is_not_yaml_is_one_line(tmp_path, content):
     path = tmp_path / "my.yaml"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"my\.yaml is not YAML") as error:
+    with pytest.raises(InputError, match=r"my\.yaml cannot be read as YAML") as error:
         read_config(path)
     assert "\n" not in str(error.value)
 
@@ -223,6 +272,12 @@ def test_a_file_without_keys_is_an_error(write, content):
         ("experiments: [{experiments: [{seed: 1}]}]", "unknown setting 'experiments'"),
         ("each: {seed: []}", "holds no experiment"),
         ("experiments: []", "holds no experiment"),
+        ("seed: 1\nepochs: 2\nseed: 3", "line 3: the key 'seed' is there twice"),
+        ("each: {seed: [1], seed: [2]}", "the key 'seed' is there twice"),
+        ("each: {variant: [{each: {seed: [1]}}]}", "unknown setting 'each'"),
+        ("probe: yes", "probe is 'yes', but must be true or false"),
+        ("seed: 1:30", "seed is '1:30'"),
+        ("seed: 2030-01-01", "seed is '2030-01-01'"),
     ],
 )
 def test_the_error_for_an_invalid_structure_names_file_and_key(write, content, fault):
@@ -230,3 +285,91 @@ def test_the_error_for_an_invalid_structure_names_file_and_key(write, content, f
     with pytest.raises(InputError) as error:
         load_experiments(path)
     assert str(path) in str(error.value) and fault in str(error.value)
+
+
+def test_a_number_with_a_leading_zero_is_decimal(write):
+    (experiment,) = load_experiments(write("seed: 010\nmax_train_texts: 0200"))
+    assert (experiment.seed, experiment.max_train_texts) == (10, 200)
+
+
+def test_names_that_an_older_yaml_takes_for_something_else_stay_names(write):
+    path = write("task: 2030-01-01\ntext_column: on\nlabel_column: n\nstates_dir: 12:30")
+    (experiment,) = load_experiments(path)
+    named = (experiment.task, experiment.text_column, experiment.label_column)
+    assert (*named, experiment.states_dir) == ("2030-01-01", "on", "n", "12:30")
+
+
+def test_experiments_may_share_a_part_by_an_alias(write):
+    path = write(
+        "experiments:\n"
+        "  - &first {kind: hybrid, epochs: 1, each: {seed: [1, 2]}}\n"
+        "  - *first\n"
+        "  - {<<: *first, epochs: 2}\n"
+    )
+    made = [(experiment.epochs, experiment.seed) for experiment in load_experiments(path)]
+    assert made == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        ("each: {" + ", ".join(f"a{i}: {list(range(50))}" for i in range(8)) + "}", 50**8),
+        (f"each: {{seed: {list(range(1000))}}}\nexperiments: {[{}] * 101}", 101_000),
+    ],
+)
+def test_more_combinations_than_can_be_run_are_counted_instead_of_made(write, content, count):
+    with pytest.raises(
+        InputError, match=f"my.yaml makes {count} experiments, .* {MAX_EXPERIMENTS}"
+    ):
+        load_experiments(write(content))
+
+
+def test_aliases_of_aliases_do_not_multiply(write):
+    lists = ["- &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lists += [f"- &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(30)]
+    with pytest.raises(InputError, match="seed is .* but must be an integer") as error:
+        load_experiments(write("seed:\n" + "\n".join(lists)))
+    assert len(str(error.value)) < 1200
+
+
+# === Anything at all ===
+
+NAMES = st.sampled_from([*settings(), "each", "experiments", "sead"]) | st.text(max_size=3)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+VALUES = st.recursive(
+    PLAIN | st.sampled_from(["auto", "sample", "hybrid", "x" * 20_000]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=9,
+)
+
+
+def loads_or_explains(load):
+    try:
+        assert load()
+    except InputError as error:
+        message = str(error)
+        assert message and "\n" not in message and len(message) < 1200
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=4), st.booleans())
+def test_any_mapping_makes_experiments_or_one_sentence(tmp_path_factory, values, in_file):
+    if in_file:
+        path = tmp_path_factory.getbasetemp() / "any.yaml"
+        path.write_text(json.dumps(values))  # is YAML too
+        loads_or_explains(lambda: load_experiments(path))
+    else:
+        loads_or_explains(lambda: load_experiments("quickstart", values))
+
+
+@given(
+    st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="replace"))
+)
+def test_any_file_makes_experiments_or_one_sentence(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(content)
+    loads_or_explains(lambda: load_experiments(path))
+
+
+@given(NAMES, st.text(max_size=30) | VALUES.map(str))
+def test_any_override_makes_experiments_or_one_sentence(name, value):
+    loads_or_explains(lambda: load_experiments("quickstart", parse_overrides([f"{name}={value}"])))

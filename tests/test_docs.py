@@ -21,7 +21,7 @@ from embedder_helpers.config import Experiment, settings
 from embedder_helpers.config_files import load_experiments
 from embedder_helpers.data.tasks import MTEB_TASKS
 from embedder_helpers.models import layers
-from embedder_helpers.models.presets import FAMILIES
+from embedder_helpers.models.preset_config import FAMILIES
 from embedder_helpers.results.comparison import (
     comparison_table,
     difference_table,

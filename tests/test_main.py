@@ -1,9 +1,17 @@
 """The command line: sweeps, tables, hidden states; invalid input is one sentence and status 2."""
 
+import io
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from embedder_helpers.__main__ import main
@@ -12,6 +20,7 @@ from embedder_helpers.models import presets
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.results.tables import CSV_FILE, LAYERS_FIGURE, SCORES_FIGURE, TABLE_FILE
+from embedder_helpers.utils import progress
 
 
 def error_of(capsys, *arguments):
@@ -48,7 +57,7 @@ def test_a_missing_config_is_reported_with_the_nearest_name(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("task: [", "is not YAML"),
+        ("task: [", "as YAML"),
         ("- sample\n", "must hold `setting: value` lines"),
         ("kind: both\n", "kind is 'both'"),
         ("color: red\n", "unknown setting 'color'"),
@@ -187,11 +196,13 @@ def test_the_table_command_prints_the_runs_table(results, capsys):
 
 
 def write_config(folder, *experiments):
-    """A config with some experiments of Gemma's first layers, or of a preset without weights."""
+    """A config with some experiments of Gemma's first layers, or a damaged preset."""
     half = folder / "half"
     half.mkdir()
-    source = BUILTIN_FOLDER / "tiny_roberta" / "config.json"
-    (half / "config.json").write_text(source.read_text())
+    source = BUILTIN_FOLDER / "tiny_roberta"
+    (half / "config.json").write_text((source / "config.json").read_text())
+    size = (source / "model.weights.h5").stat().st_size
+    (half / "model.weights.h5").write_bytes(bytes(size))
     kinds = {
         "gemma": "{kind: gemma_only, each: {llm_layers: [1, 2, 3]}}",
         "broken": f"{{kind: roberta_only, epochs: 0, slm_preset: {half}}}",
@@ -332,3 +343,242 @@ def test_a_model_without_hidden_states_is_reported(capsys, states):
 def test_sweeps_and_the_states_command_share_the_default_folder(results, states_folder, capsys):
     assert main(["states"]) == 0
     assert "tiny_gemma-" in capsys.readouterr().out
+
+
+# Classifying texts
+
+
+class StandIn:
+    """An embedder that calls every text a label, without a model."""
+
+    def predict(self, texts):
+        return pd.DataFrame({"text": texts, "label": "wet", "p(wet)": 0.75})
+
+
+@pytest.fixture
+def predict(monkeypatch, tmp_path):
+    """Runs `predict` in a folder with a file of texts; returns the exit status."""
+    loaded = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "embedder_helpers.models.architectures.load_embedder",
+        lambda *arguments: loaded.append(arguments) or StandIn(),
+    )
+    rows = {"id": ["007", "008"], "text": ["=1+1", "Ein Schöner 😀"], "note": ["a,b", ""]}
+    pd.DataFrame(rows).to_csv("in.csv", index=False)
+
+    def run(*arguments):
+        return main(["predict", "embedder", *map(str, arguments)])
+
+    run.loaded = loaded
+    return run
+
+
+def read_strings(path):
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def test_predictions_follow_the_columns_of_the_file(predict, capsys):
+    assert predict("--file", "in.csv", "--out", "new/out.csv") == 0
+    table = read_strings("new/out.csv")
+    assert list(table) == ["id", "text", "note", "label", "p(wet)"]
+    assert table["id"].tolist() == ["007", "008"] and table["note"].tolist() == ["a,b", ""]
+    assert table["text"][1] == "Ein Schöner 😀" and set(table["p(wet)"]) == {"0.75"}
+    output = capsys.readouterr()
+    assert not output.out and "2 texts" in output.err
+
+
+def test_values_of_json_lines_are_kept_as_they_are(predict):
+    with open("in.jsonl", "w") as file:
+        file.write('{"text": "a", "n": 1}\n{"text": "b", "more": [1, 2]}\n')
+    assert predict("--file", "in.jsonl", "--out", "out.csv") == 0
+    table = read_strings("out.csv")
+    assert table["n"].tolist() == ["1", ""] and table["more"].tolist() == ["", "[1, 2]"]
+
+
+def test_a_column_named_like_a_prediction_is_kept_and_marked(predict):
+    pd.DataFrame({"text": ["a"], "label": ["dry"]}).to_csv("labeled.csv", index=False)
+    assert predict("--file", "labeled.csv", "--out", "out.csv") == 0
+    table = read_strings("out.csv")
+    assert (table["label (file)"][0], table["label"][0]) == ("dry", "wet")
+    assert predict("--file", "out.csv", "--out", "again.csv") == 0
+    (row,) = read_strings("again.csv").to_dict("records")
+    assert sorted(value for name, value in row.items() if "label" in name) == ["dry", "wet", "wet"]
+
+
+def test_texts_are_written_as_they_are_so_that_they_can_be_joined(predict):
+    assert predict("--file", "in.csv", "--out", "out.csv") == 0
+    assert read_strings("out.csv")["text"].tolist() == read_strings("in.csv")["text"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--file", "in.csv", "--out", "in.csv"], "the same file"),
+        (["--file", "in.csv", "--out", "link.csv"], "the same file"),
+        (["--text", "a", "--out", "out.json"], "end in .csv"),
+        (["--text", "a", "--out", "."], "is a folder"),
+        (["--text", "a", "--out", "in.csv/out.csv"], "cannot be written"),
+        (["--text", "a", "--out", "x" * 5000], "cannot be the path"),
+        (["--file", "x" * 5000], "cannot be the path"),
+        (["--file", "nowhere.csv"], "no file nowhere.csv"),
+        (["--file", "in.csv", "--text-column", "body"], "--text-column"),
+        (["--text", " "], "--text"),
+    ],
+)
+def test_bad_options_are_reported_before_the_model_is_loaded(predict, capsys, arguments, words):
+    Path("link.csv").symlink_to("in.csv")
+    before = Path("in.csv").read_bytes()
+    assert predict(*arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line and len(line) < 500
+    assert not predict.loaded and Path("in.csv").read_bytes() == before
+
+
+def test_a_tilde_is_the_home_folder(predict, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    assert predict("--text", "a", "--out", "~/out.csv") == 0
+    assert predict("--file", "~/out.csv", "--out", "out.csv") == 0
+    assert (tmp_path / "home" / "out.csv").is_file() and not (tmp_path / "~").exists()
+
+
+# What reads the output
+
+
+def run_module(*arguments, **options):
+    environment = {**os.environ, **options.pop("environment", {})}
+    return subprocess.Popen(
+        [sys.executable, "-m", "embedder_helpers", *map(str, arguments)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def test_letters_that_the_code_page_lacks_are_escaped(predict, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert predict("--text", "Schöner 😀") == 0
+    assert "Schöner \\U0001f600".encode("cp1252") in output.buffer.getvalue()
+
+
+def test_standard_output_holds_the_table_alone(predict, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "DELAY", 0)  # bars are shown at once
+
+    def predict_with_a_bar(self, texts):
+        with progress.progress_bar(1, "embedding", "token") as bar:
+            bar.update()
+        return pd.DataFrame({"text": texts})
+
+    monkeypatch.setattr(StandIn, "predict", predict_with_a_bar)
+    assert predict("--text", "a") == 0
+    output = capsys.readouterr()
+    assert output.out.startswith("| text") and len(output.out.split()) == 7 and output.err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pipe")
+def test_a_reader_that_ends_early_ends_a_command_without_a_word(results):
+    process = run_module("table", results)
+    process.stdout.close()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 141
+    assert b"Error" not in errors and b"Traceback" not in errors
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes a stream")
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_a_command_works_with_a_closed_stream(results, stream):
+    line = f'"$0" -m embedder_helpers table "$1" {stream}>&-'
+    process = subprocess.run(["sh", "-c", line, sys.executable, results], timeout=300)
+    assert process.returncode == 0
+
+
+def test_secrets_in_the_error_of_a_library_are_not_shown(predict, capsys, monkeypatch):
+    def fail(self, texts):
+        raise ConnectionError("https://user:pw@host/?token=hf_secret")
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(StandIn, "predict", fail)
+    assert predict("--text", "a") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ConnectionError" in line and "hf_secret" not in line and "pw@" not in line
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device without space")
+def test_an_output_whose_disk_is_full_is_reported(results):
+    with open("/dev/full", "w") as full:
+        arguments = [sys.executable, "-m", "embedder_helpers", "table", str(results)]
+        process = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, timeout=300)
+    *_, line = process.stderr.splitlines()
+    assert process.returncode == 2 and line.startswith(b"error: ") and b"space" in line
+    assert b"Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupt_or_a_failing_disk_ends_a_command_in_one_sentence(
+    predict, capsys, monkeypatch, error
+):
+    def fail(self, texts):
+        raise error
+
+    monkeypatch.setattr(StandIn, "predict", fail)
+    assert predict("--text", "a") == (2 if isinstance(error, OSError) else 130)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(("error: ", "stopped"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_sweep_that_is_stopped_says_so_and_leaves_no_parts_of_files(tmp_path, name):
+    arguments = ["sweep", "quickstart", "--set", f"states_dir={tmp_path / 'states'}"]
+    process = run_module(*arguments, "--out", tmp_path / "out")
+    for line in process.stderr:
+        if b"finished in" in line:  # the sweep has begun
+            break
+    process.send_signal(getattr(signal, name))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith(b"stopped") and b"Traceback" not in errors
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+# Disks that fail at the end
+
+
+def test_a_table_that_cannot_be_written_is_still_printed(results, tmp_path, capsys):
+    shutil.copytree(results, tmp_path / "copy")
+    (tmp_path / "copy" / TABLE_FILE).unlink()
+    (tmp_path / "copy" / TABLE_FILE).mkdir()
+    assert main(["table", str(tmp_path / "copy")]) == 2
+    output = capsys.readouterr()
+    assert "| Gemma only [1]" in output.out
+    assert f"cannot be written ({TABLE_FILE}: " in output.err.splitlines()[-1]
+
+
+def test_a_sweep_whose_csv_cannot_be_written_ends_in_status_1_with_its_table(
+    results, tmp_path, capsys
+):
+    shutil.copytree(results, tmp_path / "copy")
+    (tmp_path / "copy" / CSV_FILE).unlink()
+    (tmp_path / "copy" / CSV_FILE).mkdir()
+    assert main([*RUN, str(tmp_path / "copy")]) == 1
+    output = capsys.readouterr()
+    assert "| Gemma only [1]" in output.out
+    assert "cannot be written" in output.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["table"], ["report"], ["mteb", "--org", "a", "--out", "o"], ["predict", "--text", "a"],
+     ["publish", "--to", "hf:a/b"], ["states", "--dir"]],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"], ids=["long", "NUL"])
+def test_a_path_that_cannot_be_one_is_reported_in_a_short_sentence(
+    capsys, tmp_path, monkeypatch, arguments, path
+):
+    monkeypatch.chdir(tmp_path)
+    position = len(arguments) if arguments[-1] == "--dir" else 1
+    error = error_of(capsys, *arguments[:position], path, *arguments[position:])
+    assert len(error) < 800
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,17 @@
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from made_results import EMOTION, TRAINED, result
 
+import embedder_helpers
+from embedder_helpers.errors import InputError
 from embedder_helpers.results.result import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +28,50 @@ def test_a_notebook_is_stored_without_outputs_and_in_small_cells(path):
     assert code[0].metadata.tags == ["parameters"]
 
 
+def experiments_of(path, **parameters):
+    """The experiments of a notebook for values in its first cell, without a kernel."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    (load,) = (source for source in cells if "eh.load_experiments(" in source)
+    names = {"eh": embedder_helpers, "pd": pd}
+    exec(cells[1], names)
+    names |= parameters
+    exec(load, names)
+    return names["experiments"]
+
+
+OF_EXPERIMENTS = [path for path in NOTEBOOKS if "compare" not in path.stem]
+CONFIG = "{seed: 5, clip_norm: 2.0, patience: 3, max_train_texts: 40}"
+
+
+@pytest.mark.parametrize("path", OF_EXPERIMENTS, ids=lambda path: path.stem)
+def test_none_in_the_overrides_is_null_and_elsewhere_the_value_of_the_config(path, tmp_path):
+    (tmp_path / "my.yaml").write_text(CONFIG)
+    overrides = {"patience": None, "max_train_texts": None}
+    config = str(tmp_path / "my.yaml")
+    (experiment,) = experiments_of(path, CONFIG=config, SEED=None, OVERRIDES=overrides)
+    assert (experiment.patience, experiment.max_train_texts) == (None, None)
+    assert (experiment.seed, experiment.clip_norm) == (5, 2.0)
+
+
+@pytest.mark.parametrize("path", OF_EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("OVERRIDES", "{'epochs': 1}", "-y 'OVERRIDES: "),
+        ("OVERRIDES", ["epochs"], "-y 'OVERRIDES: "),
+        ("OVERRIDES", {"epoch": 1}, "'epoch'"),
+        ("SEED", "one", "seed is 'one'"),
+        ("SEED", [1, 2], "seed is"),
+        ("CONFIG", None, "None"),
+        ("CONFIG", 7, "7"),
+    ],
+)
+def test_a_wrong_type_in_the_first_cell_is_an_error_that_names_it(path, name, value, fault):
+    with pytest.raises(InputError) as error:
+        experiments_of(path, **{name: value})
+    assert fault in str(error.value)
+
+
 def outputs(path):
     cells = nbformat.read(path, as_version=4).cells
     return [output for cell in cells for output in cell.get("outputs", [])]
@@ -33,14 +82,14 @@ def printed_by(path):
     return "".join(output.text for output in outputs(path) if output.output_type == "stream")
 
 
-def execute(tmp_path, notebook=NOTEBOOKS[0], **parameters):
+def execute(tmp_path, notebook=NOTEBOOKS[0], folder=ROOT / "notebooks", **parameters):
     executed = tmp_path / "executed.ipynb"
     papermill.execute_notebook(
         notebook,
         executed,
         parameters={"OUT": str(tmp_path / "out"), **parameters},
         progress_bar=False,
-        cwd=ROOT / "notebooks",
+        cwd=folder,
     )
     return executed
 
@@ -72,6 +121,16 @@ def test_an_invalid_first_cell_is_reported_before_any_computation(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="llm_layers is 2.5, but must be"):
         execute(tmp_path, LLM_LAYERS=2.5)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_where_the_package_is_not_found_the_notebook_says_how_to_execute_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    command = [sys.executable, "-c", "import embedder_helpers"]
+    if subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL).returncode == 0:
+        pytest.skip("the package is installed")
+    with pytest.raises(papermill.PapermillExecutionError, match="papermill --cwd notebooks"):
+        execute(tmp_path, folder=tmp_path, REPOSITORY=str(tmp_path / "none"))
 
 
 SWEEP = """

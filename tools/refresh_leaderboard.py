@@ -6,33 +6,54 @@
 Needs requirements-reference.txt: MTEB downloads the repository, some 100,000 files, into its own
 cache folder, and reads it. A row that the repository no longer has is kept as it is, with its month
 and commit, so that no embedder gains a rank because a file was removed.
+
+Anybody may propose files of the repository. What is read are files of its newest commit, not of the
+work tree, where links lead elsewhere; those that are too large, damaged or implausible are left out
+and counted.
 """
 
 import argparse
 import datetime
+import json
+import logging
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show, show_list
 from embedder_helpers.results.leaderboard import (
     LEADERBOARD_FILE,
     describe_leaderboard,
     load_leaderboard,
     load_original_study,
 )
-from embedder_helpers.utils.files import atomic_write, writable_folder
+from embedder_helpers.utils.files import atomic_write, writable_file
+from embedder_helpers.utils.json_files import parse_json
 
+logger = logging.getLogger(__name__)
+
+META_FILE = "model_meta.json"
+MAX_BYTES = 2**20  # of a file
+MAX_FILES = 10_000  # that are read
+MAX_OUTPUT = 2**28  # bytes of a list of the repository's files: some 15 million
+RESULT_KEYS = (
+    "task_name", "mteb_dataset_name", "dataset_revision", "mteb_version", "evaluation_time",
+)  # fmt: skip
+MODEL_NAME = re.compile(r"\w[\w.-]{0,99}/\w[\w.-]{0,99}", re.ASCII)
+FOLDER = re.compile(r"\w[\w.+-]{0,200}", re.ASCII)  # of a model, or of its revision
+VERSION = re.compile(r"\d[\w.+-]{0,30}", re.ASCII)
+MAX_PARAMETERS = 10**15
 SELF_REPORTED = "external"  # the repository's name for the revision of scores from model cards
 Row = dict[str, Any]
 
@@ -41,7 +62,7 @@ def refresh(clone: Path | None = None, out: Path = LEADERBOARD_FILE) -> Path:
     """Write the repository's rows, and those of the present file that the repository lacks.
 
     Args:
-        clone: work tree of the results repository; None: download it, or update the download.
+        clone: clone of the results repository; None: download it, or update the download.
         out: the CSV file.
 
     Returns:
@@ -49,12 +70,9 @@ def refresh(clone: Path | None = None, out: Path = LEADERBOARD_FILE) -> Path:
 
     Raises:
         InputError: the file cannot be written; the clone contains no results of the tasks.
-        ValueError: a file of the repository is damaged.
-        subprocess.CalledProcessError: git failed; it says why on standard error.
+        subprocess.CalledProcessError: git cannot download; it says why on standard error.
     """
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder: give the name of a CSV file")
-    writable_folder(out.parent, "--out")
+    out = writable_file(out, ".csv", "--out")
     if clone is None:
         import mteb
 
@@ -72,31 +90,140 @@ def read_repository(clone: Path, present: Mapping[tuple[str, str], Row]) -> list
     """A row for each task and model with an English score on the test split.
 
     Of several revisions the one that MTEB's leaderboard shows is read.
+
+    Raises:
+        InputError: the clone contains no results of the tasks.
     """
     import mteb
 
     tasks = sorted(load_original_study()["task"].unique())
     with tempfile.TemporaryDirectory() as folder:
         cache = mteb.ResultCache(folder)  # MTEB's own folder may hold other results of this machine
-        cache.remote_repo_path.symlink_to(clone.resolve())
+        left_out = _extract(clone, tasks, cache.remote_results_path)
         results = cache.load_results(tasks=tasks, require_model_meta=False)
-    for model in results:
-        model.task_results = [task for task in model if english_scores(task.scores.get("test", []))]
     rows = [
         _row(model, task, present.get((task.task_name, model.model_name), {}))
         for model in results.join_revisions()
         for task in model
+        if MODEL_NAME.fullmatch(model.model_name)
     ]
+    if left_out:
+        logger.warning("%d files left out: %s", len(left_out), show_list(left_out))
     if not rows:
         raise InputError(
-            f"{clone} contains no results of {' or '.join(tasks)}: choose another clone"
+            f"{show(str(clone))} contains no results of {' or '.join(tasks)}: choose another clone"
         )
-    commit = ["git", "-C", clone, "rev-parse", "--short=12", "HEAD"]
+    commit = _git(clone, "rev-parse", "--short=12", "HEAD").decode().strip()
+    return [row | {"commit": commit, "read": f"{datetime.date.today():%Y-%m}"} for row in rows]
+
+
+def _extract(clone: Path, tasks: Sequence[str], folder: Path) -> list[str]:
+    """Write the tasks' files and the metadata of their models, as MTEB reads them.
+
+    Returns:
+        Paths of the files that are left out because they are damaged.
+    """
+    from mteb.results import TaskResult
+
+    scores, metas, left_out = {}, {}, []
+    for path, size, blob in _tree(clone):
+        if len(path.parts) != 4 or not all(map(FOLDER.fullmatch, path.parts[1:3])):
+            continue
+        if path.name in {f"{task}.json" for task in tasks}:
+            scores[path] = size, blob
+        elif path.name == META_FILE:
+            metas[path] = size, blob
+    read = {path.parent for path in scores}
+    files = scores | {path: entry for path, entry in metas.items() if path.parent in read}
+    if len(files) > MAX_FILES:
+        raise InputError(f"{show(str(clone))} has {len(files)} results: choose another clone")
+    for path, (size, blob) in files.items():
+        target = folder.joinpath(*path.parts[1:])
+        try:
+            if size > MAX_BYTES:
+                raise ValueError("too large")
+            content = _git(clone, "cat-file", "blob", blob).decode()
+            clean = _clean_meta(content) if path in metas else _clean_scores(content)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(clean), encoding="utf-8")
+            if path in scores:
+                result = TaskResult.from_disk(target)
+                if result.task_name != path.stem:
+                    raise ValueError("scores of another task")
+                if not english_scores(result.scores.get("test", [])):
+                    target.unlink()
+        except Exception:  # whatever a stranger's values make MTEB raise
+            target.unlink(missing_ok=True)
+            left_out.append(str(path))
+    return left_out
+
+
+def _tree(clone: Path) -> Iterator[tuple[PurePosixPath, int, str]]:
+    """Path, bytes and name of each regular file of the newest commit's results; links are none."""
+    listing = _git(clone, "ls-tree", "-r", "-l", "-z", "--full-tree", "HEAD", "--", "results")
+    for entry in listing.decode(errors="replace").split("\0"):
+        match = re.fullmatch(r"100\d+ blob (\w+) +(\d+)\t(.*)", entry, re.DOTALL)
+        if match:
+            yield PurePosixPath(match[3]), int(match[2]), match[1]
+
+
+def _git(clone: Path, *arguments: str) -> bytes:
+    """What git prints about a clone, at most `MAX_OUTPUT` bytes; nothing if it is no clone.
+
+    It reads objects only: no hook, no filter and no command that the clone's settings name is run.
+    """
     # In a git hook, GIT_DIR and the like name the repository of the hook.
     environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
-    done = subprocess.run(commit, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    now = {"commit": done.stdout.strip(), "read": f"{datetime.date.today():%Y-%m}"}
-    return [row | now for row in rows]
+    environment["GIT_CEILING_DIRECTORIES"] = str(clone.resolve().parent)  # no repository around it
+    environment["GIT_NO_LAZY_FETCH"] = "1"  # from where a partial clone says
+    command = ["git", "-C", str(clone), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        output = process.stdout.read(MAX_OUTPUT)
+        process.kill()  # unless it is done
+    if len(output) == MAX_OUTPUT:
+        raise InputError(f"{show(str(clone))} is too large to be one of results: choose another")
+    return output
+
+
+def _clean_scores(content: str) -> dict[str, Any]:
+    """A result file without what is not read, which may be anything.
+
+    Raises:
+        Exception: it is damaged.
+    """
+    # Scores that are not read may be no numbers.
+    result = json.loads(content, parse_constant=lambda name: None)
+    version = result.get("mteb_version")
+    if version is not None and not VERSION.fullmatch(version):
+        raise ValueError("no version")
+    # Before MTEB 1.11, splits were keys of the file itself.
+    splits, clean = result.get("scores", result), {k: result[k] for k in RESULT_KEYS if k in result}
+    test = {"test": splits["test"]} if "test" in splits else {}
+    return clean | ({"scores": {"test": [], **test}} if "scores" in result else test)
+
+
+def _clean_meta(content: str) -> dict[str, Any]:
+    """What is read of a model's metadata.
+
+    Raises:
+        Exception: it is damaged, or of an experiment with other settings.
+    """
+    meta = parse_json(content)
+    if not MODEL_NAME.fullmatch(meta["name"]) or meta.get("experiment_kwargs"):
+        raise ValueError("no model of its own")
+    datasets, parameters = meta.get("training_datasets"), meta.get("n_parameters")
+    if datasets is not None and not all(isinstance(name, str) for name in datasets):
+        raise ValueError("no names of data sets")
+    return {
+        "name": meta["name"],
+        "revision": None if meta["revision"] is None else str(meta["revision"])[:100],
+        "training_datasets": None if datasets is None else list(datasets),
+        "n_parameters": parameters if _is_count(parameters) else None,
+    }
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_PARAMETERS
 
 
 def english_scores(subsets: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
@@ -104,10 +231,15 @@ def english_scores(subsets: Sequence[Mapping[str, Any]]) -> tuple[float, float] 
     by_name = {subset["hf_subset"]: subset for subset in subsets}
     scores = by_name.get("en") or by_name.get("default") or {}
     accuracy, f1 = scores.get("accuracy", scores.get("main_score")), scores.get("f1")
-    if accuracy is None or not 0 <= accuracy <= 100:
+    if not _is_score(accuracy):
         return None
     scale = 100 if accuracy > 1 else 1  # model cards report percentages
-    return round(accuracy / scale, 6), round(math.nan if f1 is None else f1 / scale, 6)
+    f1 = f1 / scale if _is_score(f1) else math.nan
+    return round(accuracy / scale, 6), round(f1, 6) if f1 <= 1 else math.nan
+
+
+def _is_score(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 100
 
 
 def trained_on_task(task: str, datasets: Collection[str] | None, present: str | None) -> str:
@@ -126,12 +258,13 @@ def _row(model: Any, task: Any, present: Row) -> Row:
     """The row of a ModelResult's TaskResult; `present` is its row in the present file."""
     metadata = _metadata(model)
     datasets = getattr(metadata, "training_datasets", None)
+    parameters = getattr(metadata, "n_parameters", None)
     accuracy, f1 = english_scores(task.scores["test"])
     trained = trained_on_task(task.task_name, datasets, present.get("trained_on_task"))
     version = task.mteb_version or ""
     return {
         "model": model.model_name,
-        "parameters": getattr(metadata, "n_parameters", None) or present.get("parameters"),
+        "parameters": parameters if _is_count(parameters) else present.get("parameters"),
         "task": task.task_name,
         "accuracy": accuracy,
         "f1": f1,

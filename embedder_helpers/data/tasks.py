@@ -1,19 +1,21 @@
-"""Tasks: the 12 English MTEB classification tasks, local files, and the built-in samples.
+"""Tasks: MTEB's, the built-in samples and local data, as splits of texts and labels.
 
 Loads and checks texts and labels before any model is loaded. Texts stay where `datasets` keeps them
 (for the hub: memory-mapped files); labels are read into memory. Reading local files is left to
-`files`, selecting the rows of an experiment to `experiments.plan`.
+`files`, MTEB's data sets to `mteb`, selecting the rows of an experiment to `experiments.plan`.
 """
 
 import difflib
 import hashlib
 import json
+import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,102 +25,23 @@ from embedder_helpers.data.files import (
     SPLIT_SEED,
     as_list,
     read_splits,
-    stratified_sample,
-    validate_labels,
+    unread_files,
     validate_texts,
 )
-from embedder_helpers.errors import InputError
-from embedder_helpers.utils.files import path_exists
+from embedder_helpers.data.labels import check_labels, stratified_sample
+from embedder_helpers.data.mteb import (
+    DEFAULT_SAMPLES_PER_LABEL,
+    MTEB_TASKS,
+    TaskSource,
+    load_from_hub,
+)
+from embedder_helpers.errors import InputError, check_characters, show, show_list
+from embedder_helpers.utils.files import as_path, path_exists
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT_FRACTION = 0.1  # of the train split, where a task has no validation split
-DEFAULT_SAMPLES_PER_LABEL = 8  # MTEB's samples_per_label where a task sets none
-
-
-class TaskSource(NamedTuple):
-    """A task's data set, as MTEB 2 defines the task.
-
-    Attributes:
-        path: name of the data set on the Hugging Face hub.
-        revision: revision of the data set.
-        subset: name of the English subset; None if there are no subsets.
-        samples_per_label: number of training texts of each label that one run of the protocol
-            samples.
-        has_validation: whether there is a validation split.
-        test_rows: size of the stratified sample that MTEB takes of the test split; None: all rows.
-    """
-
-    path: str
-    revision: str
-    subset: str | None = None
-    samples_per_label: int = DEFAULT_SAMPLES_PER_LABEL
-    has_validation: bool = False
-    test_rows: int | None = None
-
-
-# Source: mteb 2.26, the tasks' metadata.
-MTEB_TASKS = {
-    "AmazonCounterfactualClassification": TaskSource(
-        "mteb/amazon_counterfactual",
-        "1f7e6a9d6fa6e64c53d146e428565640410c0df1",
-        "en",
-        samples_per_label=32,
-        has_validation=True,
-    ),
-    "AmazonPolarityClassification": TaskSource(
-        "mteb/amazon_polarity", "e2d317d38cd51312af73b3d32a06d1a08b442046"
-    ),
-    "AmazonReviewsClassification": TaskSource(
-        "mteb/AmazonReviewsClassification",
-        "6b5d328eaae8ef408dd7d775040245cf86f92e9d",
-        "en",
-        has_validation=True,
-    ),
-    "Banking77Classification": TaskSource(
-        "mteb/banking77", "0fd18e25b25c072e09e0d92ab615fda904d66300"
-    ),
-    "EmotionClassification": TaskSource(
-        "mteb/emotion",
-        "4f58c6b202a23cf9a4da393831edf4f9183cad37",
-        samples_per_label=16,
-        has_validation=True,
-    ),
-    "ImdbClassification": TaskSource("mteb/imdb", "3d86128a09e091d6018b6d26cad27f2739fc2db7"),
-    "MassiveIntentClassification": TaskSource(
-        "mteb/amazon_massive_intent",
-        "4672e20407010da34463acc759c162ca9734bca6",
-        "en",
-        has_validation=True,
-    ),
-    "MassiveScenarioClassification": TaskSource(
-        "mteb/amazon_massive_scenario",
-        "fad2c6e8459f9e1c45d9315f4953d921437d70f8",
-        "en",
-        has_validation=True,
-    ),
-    "MTOPDomainClassification": TaskSource(
-        "mteb/MTOPDomainClassification",
-        "a76d16fae880597b9c73047b50159220a441cb54",
-        "en",
-        has_validation=True,
-    ),
-    "MTOPIntentClassification": TaskSource(
-        "mteb/MTOPIntentClassification",
-        "2992d820f31312593c49a4890430aadadb0f0039",
-        "en",
-        has_validation=True,
-    ),
-    "ToxicConversationsClassification": TaskSource(
-        "mteb/toxic_conversations_50k",
-        "edfaf9da55d3dd50d43143d90c1ac476895ae6de",
-        samples_per_label=16,
-        test_rows=2048,
-    ),
-    "TweetSentimentExtractionClassification": TaskSource(
-        "mteb/tweet_sentiment_extraction",
-        "d604517c81ca91fe16a244d1248fc021f9ecee7a",
-        samples_per_label=32,
-    ),
-}
+LOCAL_SUFFIX = " (local files)"  # of the name of local data that have that of a task
 
 
 @dataclass(frozen=True)
@@ -159,15 +82,18 @@ class Task:
     """A classification task.
 
     Attributes:
-        name: MTEB's name, or that of the folder or file.
+        name: MTEB's name, or that of the folder or file; "… (local files)" where local data only
+            have the name of a task of MTEB or the package.
         train: MTEB's complete train split, from which the protocol samples.
         training_rows: rows of `train` that training may use (all, or all but the held-out ones).
         validation: texts to validate training on; held out of `train` where the task has none.
         test: the test split.
         samples_per_label: number of training texts of each label that one run of the protocol
             samples.
-        notes: notes for readers of the scores, one sentence each.
+        notes: notes for readers of the scores, one sentence each, without names of other files.
         fingerprint: hash or revision of the data.
+        source: "mteb" if the data were loaded from the hub, "builtin" or "local".
+        path: absolute path of local data; None of others.
     """
 
     name: str
@@ -178,6 +104,8 @@ class Task:
     samples_per_label: int
     notes: tuple[str, ...]
     fingerprint: str
+    source: str
+    path: str | None = None
 
     @cached_property
     def classes(self) -> np.ndarray:
@@ -213,7 +141,7 @@ def _content_hash(text: str) -> int:
 
 
 def load_task(
-    task: str | Experiment,
+    task: str | Path | Experiment,
     *,
     data: str | None = None,
     text_column: str = "text",
@@ -242,17 +170,39 @@ def load_task(
             label_column=task.label_column,
             samples_per_label=task.samples_per_label,
         )
-    source = MTEB_TASKS.get(task)
-    default = source.samples_per_label if source else DEFAULT_SAMPLES_PER_LABEL
-    samples_per_label = samples_per_label or default
-    from_hub = source is not None and data is None
-    if from_hub:
-        splits, fingerprint = _load_from_hub(task, source), f"{source.path}@{source.revision}"
+    if isinstance(task, Path):
+        task = str(task.absolute())  # a path, though it may have the name of a task
+    hub: TaskSource | None = MTEB_TASKS.get(task)
+    is_local = data is not None or not (hub or task in BUILTIN_TASKS)
+    path = _local_path(task, data) if is_local else None
+    name = _local_name(task, data) if is_local else task
+    notes = []
+    if hub and not is_local:
+        rows, fingerprint = load_from_hub(task, hub), f"{hub.path}@{hub.revision}"
+        splits = {split: Split(f"{name}, {split}", rows[split]) for split in rows}
     else:
-        splits = _load_local(task, data, text_column, label_column)
+        splits, notes = _load_local(path or Path(BUILTIN_TASKS[task]), text_column, label_column)
         fingerprint = _fingerprint(splits)
-    notes = _check_labels(splits, samples_per_label, strict=not from_hub)
-    return _make_task(Path(task).resolve().name, splits, samples_per_label, notes, fingerprint)
+    if not is_local and path_exists(Path(task)):
+        logger.warning(
+            "task: %s is the %s task; the folder or file of that name in %s is passed over: give "
+            "it as ./%s to read it",
+            task,
+            "MTEB" if hub else "built-in",
+            Path.cwd(),
+            task,
+        )
+    samples = samples_per_label or (hub.samples_per_label if hub else DEFAULT_SAMPLES_PER_LABEL)
+    notes += _check_labels(splits, samples, strict=is_local or not hub)
+    return _make_task(
+        splits,
+        notes,
+        name=name,
+        samples_per_label=samples,
+        fingerprint=fingerprint,
+        source="local" if is_local else "mteb" if hub else "builtin",
+        path=path and _as_unicode(str(path)),
+    )
 
 
 def task_from_arrays(texts: Sequence[str], labels: Sequence[Any]) -> Task:
@@ -263,61 +213,72 @@ def task_from_arrays(texts: Sequence[str], labels: Sequence[Any]) -> Task:
     """
     import datasets
 
-    texts = as_list(texts)
     # Without a NumPy array in between, which would turn labels of mixed types into strings.
-    labels = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    texts, labels = as_list(texts), as_list(labels, "labels")
     validate_texts(texts, "texts")
+    if not texts:
+        raise InputError("there are no texts: give some of each label")
     if len(texts) != len(labels):
         raise InputError(f"there are {len(texts)} texts, but {len(labels)} labels")
-    rows = {"text": texts, "label": validate_labels(labels, "labels").tolist()}
+    rows = {"text": texts, "label": check_labels({"labels": labels})["labels"].tolist()}
     split = Split("texts", datasets.Dataset.from_dict(rows))
     splits = {"train": split, "test": split}
-    notes = _check_labels(splits, DEFAULT_SAMPLES_PER_LABEL, strict=True)
-    fingerprint = _fingerprint({"train": split})
-    return _make_task("texts", splits, DEFAULT_SAMPLES_PER_LABEL, notes, fingerprint)
+    return _make_task(
+        splits,
+        _check_labels(splits, DEFAULT_SAMPLES_PER_LABEL, strict=True),
+        name="texts",
+        samples_per_label=DEFAULT_SAMPLES_PER_LABEL,
+        fingerprint=_fingerprint({"train": split}),
+        source="local",
+    )
 
 
-def _load_from_hub(name: str, source: TaskSource) -> dict[str, Split]:
-    """The English splits at MTEB's pinned revision, memory-mapped."""
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(source.path, source.subset, revision=source.revision)
-    except Exception as error:  # of many classes, which differ between versions of datasets
-        raise InputError(
-            f"{name} cannot be loaded from the hub ({type(error).__name__}): switch the network "
-            "on, or set task_data to a folder with train and test files"
-        ) from None
-    names = ("train", "validation", "test") if source.has_validation else ("train", "test")
-    splits = {split: loaded[split].select_columns(["text", "label"]) for split in names}
-    if source.test_rows and len(splits["test"]) > source.test_rows:
-        splits["test"] = _mteb_subsample(splits["test"], source.test_rows)
-    return {split: Split(f"{name}, {split}", rows) for split, rows in splits.items()}
+def _local_path(task: str, data: str | None) -> Path:
+    """The absolute path of local data."""
+    path = as_path(task if data is None else data)
+    if data is None and not path_exists(path):
+        raise _unknown_task(task)
+    return path.absolute()
 
 
-def _mteb_subsample(rows: Any, count: int) -> Any:
-    """The stratified sample that MTEB takes of a large test split (its seed is 42)."""
-    encoded = rows.add_column("row", list(range(len(rows)))).class_encode_column("label")
-    sample = encoded.train_test_split(test_size=count, seed=42, stratify_by_column="label")["test"]
-    return rows.select(sample["row"])
+def _local_name(task: str, data: str | None) -> str:
+    """The name of a task of local data; only with `data` is it that of the MTEB task."""
+    if data is not None:
+        check_characters(task, "task")  # a name, which need not be one that a file can have
+    name = _as_unicode(Path(os.path.expanduser(task)).resolve().name)
+    is_of_mteb = data is not None and task in MTEB_TASKS
+    if not is_of_mteb and (name in MTEB_TASKS or name in BUILTIN_TASKS):
+        name += LOCAL_SUFFIX
+    return name
+
+
+def _as_unicode(path: str) -> str:
+    """A path as text that a file can hold: bytes that are not UTF-8 are spelled `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _load_local(
-    name: str, data: str | None, text_column: str, label_column: str
-) -> dict[str, Split]:
-    """The splits of local data."""
+    path: Path, text_column: str, label_column: str
+) -> tuple[dict[str, Split], list[str]]:
+    """The splits of local data, and notes on its folder."""
     import datasets
 
-    path = Path(data or BUILTIN_TASKS.get(name, name))
-    if data is None and not path_exists(path):
-        raise _unknown_task(name)
-    return {
+    local_splits = read_splits(path, text_column, label_column)
+    notes = []
+    if path.is_dir() and (unread := unread_files(path, local_splits)):
+        # Notes are published with an embedder; the names of other files are nobody's business.
+        notes.append(f"{len(unread)} other file(s) of the folder not read")
+        logger.warning(
+            "not read, because no split has such a name: %s in %s", show_list(unread, most=5), path
+        )
+    splits = {
         split: Split(
             local.name,
             datasets.Dataset.from_dict({"text": local.texts, "label": local.labels.tolist()}),
         )
-        for split, local in read_splits(path, text_column, label_column).items()
+        for split, local in local_splits.items()
     }
+    return splits, notes
 
 
 def _unknown_task(name: str) -> InputError:
@@ -326,7 +287,7 @@ def _unknown_task(name: str) -> InputError:
     near = near or difflib.get_close_matches(name, MTEB_TASKS, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else "."
     return InputError(
-        f"task: there is no task, folder or file {name!r}{guess} "
+        f"task: there is no task, folder or file {show(name)}{guess} "
         f"Give a path, or one of {', '.join([*BUILTIN_TASKS, *MTEB_TASKS])}"
     )
 
@@ -335,30 +296,31 @@ def _check_labels(splits: dict[str, Split], samples_per_label: int, *, strict: b
     """Notes on the labels; `strict` makes a label that train lacks an error."""
     counts = Counter(splits["train"].labels.tolist())
     if len(counts) < 2:
-        raise InputError(f"{splits['train'].name} has only one label, {next(iter(counts))!r}")
+        raise InputError(f"{splits['train'].name} has only one label, {show(next(iter(counts)))}")
     notes = []
     for split in splits.values():
         if unseen := sorted(set(split.labels.tolist()) - set(counts), key=str):
-            fact = f"{split.name}: label(s) {', '.join(map(repr, unseen))} do not occur in train"
+            fact = f"{split.name}: label(s) {show_list(unseen)} do not occur in train"
             if strict:
                 raise InputError(f"{fact}: add training texts for them or remove these rows")
             notes.append(f"{fact} and can never be predicted")
-    for label, count in sorted(counts.items(), key=str):
-        if count < samples_per_label:
+    if "validation" in splits:
+        lacking = sorted(set(counts) - set(splits["validation"].labels.tolist()), key=str)
+        if lacking:
             notes.append(
-                f"label {label!r} has {count} training texts, fewer than the {samples_per_label} "
-                "that the protocol samples: it always uses all of them"
+                f"{splits['validation'].name} has no text of label(s) {show_list(lacking)}, so "
+                "training is not validated on them"
             )
+    if rare := [pair for pair in sorted(counts.items(), key=str) if pair[1] < samples_per_label]:
+        rare = show_list(rare, form=lambda pair: f"{show(pair[0])} ({pair[1]})")
+        notes.append(
+            f"label(s) with fewer training texts than the {samples_per_label} that the protocol "
+            f"samples, so that it always uses all of them: {rare}"
+        )
     return notes
 
 
-def _make_task(
-    name: str,
-    splits: dict[str, Split],
-    samples_per_label: int,
-    notes: list[str],
-    fingerprint: str,
-) -> Task:
+def _make_task(splits: dict[str, Split], notes: list[str], **fields: Any) -> Task:
     """The Task; validation rows are held out of train if there is no such split."""
     train = splits["train"]
     training_rows = np.arange(len(train))
@@ -370,14 +332,12 @@ def _make_task(
         validation = Split(f"{train.name}, held out", train.rows.select(held_out))
         notes = [*notes, f"no validation split: {len(held_out)} of train's texts are held out"]
     return Task(
-        name=name,
         train=train,
         training_rows=training_rows,
         validation=validation,
         test=splits["test"],
-        samples_per_label=samples_per_label,
         notes=tuple(notes),
-        fingerprint=fingerprint,
+        **fields,
     )
 
 

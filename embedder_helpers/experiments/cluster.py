@@ -24,11 +24,15 @@ from pathlib import Path
 import filelock
 
 from embedder_helpers.config import Experiment
+from embedder_helpers.errors import MAX_MESSAGE, InputError, redact, shorten
 from embedder_helpers.experiments.plan import Plan
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.files import PACKAGE, atomic_write
 
 logger = logging.getLogger(__name__)
+
+# With which a worker's lines begin: other numbers are a library's.
+LEVELS = {str(level) for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)}
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Worker:
         self.failures[name] = reason
         if self.claims and everywhere:
             text = partial(Path.write_text, data=reason, encoding="utf-8")
-            atomic_write(self._note(name), text)
+            with contextlib.suppress(InputError):  # of a full disk; another process may try it
+                atomic_write(self._note(name), text)
 
     def _note(self, name: str) -> Path:
         return self.claims / f"{name}.failed"
@@ -135,11 +140,14 @@ class _WorkerProcess:
         self.name = f"GPU {worker.number}"
         self.errors = worker.claims / f"{worker.number}.errors"
         path = os.pathsep.join([str(PACKAGE.parent), *filter(None, sys.path)])
-        with self.errors.open("w") as errors:
+        with self.errors.open("w", encoding="utf-8") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "embedder_helpers.experiments.worker"],
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": path},
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                env=os.environ | {
+                    "CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8",
+                },
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                encoding="utf-8", errors="replace",  # of what a library prints
             )  # fmt: skip
         message = {
             "experiments": [experiment.as_dict() for experiment in experiments],
@@ -156,7 +164,7 @@ class _WorkerProcess:
     def _listen(self) -> None:
         for line in self.process.stdout:
             level, _, text = line.rstrip().partition(" ")
-            if level.isdigit():
+            if level in LEVELS:
                 logger.log(int(level), "%s: %s", self.name, text)
             else:  # printed by a library, or a further line of a message
                 logger.info("%s: %s", self.name, line.rstrip())
@@ -170,11 +178,13 @@ class _WorkerProcess:
             return
         self.listener.join()
         if code:
-            lines = self.errors.read_text(errors="replace").strip().splitlines()
+            with self.errors.open("rb") as file:
+                file.seek(max(0, self.errors.stat().st_size - 10_000))
+                lines = file.read().decode(errors="replace").strip().splitlines()
             logger.warning(
                 "%s: its process ended early, so the others did its work (%s)",
                 self.name,
-                lines[-1] if lines else f"exit status {code}",
+                shorten(redact(lines[-1]), MAX_MESSAGE) if lines else f"exit status {code}",
             )
 
     def end(self) -> None:

@@ -1,17 +1,25 @@
 """The Plan: an experiment whose inputs were all found and checked before any long work."""
 
+import functools
+import logging
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
 
 import numpy as np
 
-from embedder_helpers.config import Experiment
-from embedder_helpers.data.files import SPLIT_SEED, stratified_sample
+from embedder_helpers.config import Experiment, stored_experiment
+from embedder_helpers.data.files import SPLIT_SEED
+from embedder_helpers.data.labels import stratified_sample
 from embedder_helpers.data.tasks import Split, Task, load_task
+from embedder_helpers.errors import InputError, show_list
 from embedder_helpers.experiments import protocol, tracking
+from embedder_helpers.models import saving
 from embedder_helpers.models.presets import Preset, find_presets
-from embedder_helpers.results.result import embedder_folder, read_result, result_name
+from embedder_helpers.results.result import Result, embedder_folder, read_result, result_name
+from embedder_helpers.utils.replacing import finish_interrupted
+
+logger = logging.getLogger(__name__)
 
 
 class Subset(StrEnum):
@@ -53,12 +61,46 @@ class Plan:
     path: Path | None
 
     def is_finished(self) -> bool:
-        """Whether the result exists, and the embedder too if it is to be saved."""
-        wanted, kind = self.experiment.save_embedder, self.experiment.kind
-        folder, names = embedder_folder(self.path), ["embedder.json"] if wanted else []
-        names += ["gemma"] if wanted == "with_gemma" and kind != "roberta_only" else []
-        is_saved = all((folder / name).exists() for name in names)
-        return is_saved and read_result(self.path) is not None
+        """Whether the result exists, and the embedder too if it is to be saved, undamaged.
+
+        The embedder's files are read, a second per gigabyte, once in a process.
+
+        Raises:
+            InputError: the embedder cannot be saved, since something else has its name.
+        """
+        folder, is_wanted = embedder_folder(self.path), bool(self.experiment.save_embedder)
+        if is_wanted:
+            finish_interrupted(folder)
+        result = read_result(self.path)
+        is_finished = result is not None and self._is_own(result)
+        is_finished = is_finished and (not is_wanted or self._is_saved(folder, result))
+        if is_wanted and not is_finished:
+            saving.check_replaceable(folder)
+        return is_finished
+
+    def _is_own(self, result: Result) -> bool:
+        """Whether a result is this experiment's, and not that of a file that was renamed."""
+        experiment = stored_experiment(result.experiment)
+        name = result_name(experiment, self.task, result.num_layers, result.inputs)
+        if name != self.path.name:
+            _warn_of_damage(f"{self.path} holds the result of another experiment")
+        return name == self.path.name
+
+    def _is_saved(self, folder: Path, result: Result) -> bool:
+        """Whether a folder holds the embedder of the result, with its Gemma if that is wanted."""
+        if not folder.exists():
+            return False
+        try:
+            manifest = saving.read_manifest(folder)
+        except InputError as error:
+            _warn_of_damage(str(error))
+            return False
+        saved, stored = manifest.result or {}, result.as_stored()
+        if any(saved.get(key) != stored[key] for key in ("inputs", "cutoffs", "experiments")):
+            _warn_of_damage(f"{folder} holds the embedder of another result")
+            return False
+        needs_gemma = self.experiment.save_embedder == "with_gemma" and "llm_preset" in self.presets
+        return manifest.contains_gemma or not needs_gemma
 
     def split(self, subset: Subset) -> Split:
         """The split that a subset's rows belong to."""
@@ -92,6 +134,11 @@ class Plan:
         ]
 
 
+@functools.cache  # once in a process
+def _warn_of_damage(reason: str) -> None:
+    logger.warning("an experiment is run again, since %s", reason)
+
+
 def plan_experiment(experiment: Experiment, folder: Path | None, task: Task | None = None) -> Plan:
     """Find and check everything an experiment reads.
 
@@ -117,7 +164,8 @@ def select_rows(experiment: Experiment, task: Task) -> dict[Subset, np.ndarray]:
     """The rows of each subset; only texts in one of them are ever encoded.
 
     Raises:
-        InputError: no validation text would be left to score.
+        InputError: no validation text would be left to score or to validate training on, or a label
+            would not be trained on.
     """
     sampled, evaluated = protocol.protocol_rows(task, experiment.scored_split)
     rows = {Subset.PROTOCOL_TRAIN: sampled, Subset.EVAL: evaluated}
@@ -127,17 +175,41 @@ def select_rows(experiment: Experiment, task: Task) -> dict[Subset, np.ndarray]:
     train = task.training_rows
     validation = np.flatnonzero(np.isin(task.validation.labels, task.classes))
     train_labels, validation_labels = task.train.labels, task.validation.labels
+    if not len(validation):
+        raise InputError(
+            f"{task.name} has no text to validate training on: give a validation file, or a second "
+            "training text for a label"
+        )
     if experiment.train_split == "validation":
         train, validation = validation, train
         train_labels, validation_labels = validation_labels, train_labels
         # As many texts of the train split are validated on as there are to learn from.
         validation = _subsample(validation, validation_labels, len(train))
-    if experiment.max_train_texts is not None:
-        train = _subsample(train, train_labels, experiment.max_train_texts)
-        validation = _subsample(validation, validation_labels, experiment.max_train_texts)
+    train_classes = np.unique(train_labels[train])
+    unseen = np.setdiff1d(task.classes, train_classes).tolist()
+    if unseen and task.source != "mteb":  # whose splits are what they are; a note names the labels
+        labels = f"label(s) {show_list(unseen)}"
+        fault = f"that of {task.name} has no text of {labels}: add one of each"
+        if len(task.training_rows) < len(task.train):
+            fault = (
+                f"for lack of a validation file a tenth of train is held out as that of {task.name}"
+                f", too few for {labels}: give such a file"
+            )
+        raise InputError(f"train_split is 'validation', but {fault}, or train on the train split")
+    most = experiment.max_train_texts
+    if most is not None:
+        if most < len(train_classes):
+            raise InputError(
+                f"max_train_texts is {most}, but must be at least {len(train_classes)}, so that "
+                f"each label of {task.name} is trained on"
+            )
+        train = _subsample(train, train_labels, most, take_one=True)
+        validation = _subsample(validation, validation_labels, most)
     return rows | {Subset.TRAIN: train, Subset.VALIDATION: validation}
 
 
-def _subsample(rows: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+def _subsample(
+    rows: np.ndarray, labels: np.ndarray, count: int, *, take_one: bool = False
+) -> np.ndarray:
     """At most `count` of the rows, stratified by label; the same ones for every seed."""
-    return rows[stratified_sample(labels[rows], count, SPLIT_SEED)]
+    return rows[stratified_sample(labels[rows], count, SPLIT_SEED, take_one=take_one)]

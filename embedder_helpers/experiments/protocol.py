@@ -23,6 +23,8 @@ from sklearn.metrics import (
 from threadpoolctl import threadpool_limits
 
 from embedder_helpers.config import Experiment
+from embedder_helpers.data.files import as_list
+from embedder_helpers.data.labels import as_scalar
 from embedder_helpers.data.tasks import Split, Task, load_task
 from embedder_helpers.errors import InputError
 
@@ -125,7 +127,7 @@ def protocol_rows(task: Task, split: str) -> tuple[np.ndarray, np.ndarray]:
     if not len(scored):
         raise InputError(
             f"scored_split (in `evaluate`: split) is 'validation', but {task.name} has no such "
-            "split and the protocol samples every text held out of train: lower "
+            "split, and no text held out of train is left that the protocol does not sample: lower "
             "samples_per_label, or give a validation file"
         )
     return sampled, scored
@@ -267,14 +269,18 @@ def majority_baseline(
 
 def _encode(encoder: Any, texts: Sequence[str]) -> np.ndarray:
     """Embeddings `(texts, width)` float64; each distinct text is encoded once."""
-    # An embedder's own `encode` rejects empty texts, which some of MTEB's are.
-    encode = getattr(encoder, "encode_unchecked", None) or getattr(encoder, "encode", None)
-    if encode is None:
+    if not hasattr(encoder, "encode"):
         raise InputError(
             f"encoder is a {type(encoder).__name__}, but must be an object with `encode(texts)`"
         )
     distinct = list(dict.fromkeys(texts))
-    embeddings = encode(distinct)
+    options = {}
+    if not all(text.strip() for text in distinct):  # as some of MTEB's are
+        from embedder_helpers.models.embedder import Embedder
+
+        if isinstance(encoder, Embedder):
+            options = {"allow_empty": True}
+    embeddings = encoder.encode(distinct, **options)
     try:
         embeddings = np.asarray(embeddings, "float64")
     except (TypeError, ValueError) as error:
@@ -289,7 +295,8 @@ def _encode(encoder: Any, texts: Sequence[str]) -> np.ndarray:
 
 
 def _as_python(labels: Sequence[Any]) -> list[Any]:
-    return np.asarray(labels).tolist()
+    """Labels as Python values; an array of mixed types would turn them all into strings."""
+    return list(map(as_scalar, as_list(labels, "labels")))
 
 
 def _validate_embeddings(embeddings: np.ndarray, count: int, name: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from embedder_helpers.experiments.plan import Plan, Subset
 from embedder_helpers.models.shapes import count_parameters
 from embedder_helpers.results.result import Result
 from embedder_helpers.utils import environment
+from embedder_helpers.utils.keras_state import own_keras_state
 
 if TYPE_CHECKING:
     from embedder_helpers.experiments.reuse import ReusableModels
@@ -86,6 +87,7 @@ def run_experiment(
     )
 
 
+@own_keras_state()
 def train_embedder(plan: Plan, cache: "HiddenStateCache") -> "Embedder":
     """Train an embedder without reading the texts that would be scored.
 
@@ -109,6 +111,8 @@ def _describe_inputs(plan: Plan, requested: Experiment) -> dict[str, Any]:
         "experiment": requested.as_dict(),
         "task": {
             "name": task.name,
+            "source": task.source,
+            "path": task.path,
             "samples_per_label": task.samples_per_label,
             "labels": len(task.classes),
             "texts": {subset.value: len(rows) for subset, rows in plan.rows.items()},
@@ -209,9 +213,7 @@ def _fit_embedder(
     if embedder.gemma:
         embedder.standardize.adapt(states.select(train))
     if embedder.gemma and experiment.projection_init() == "ridge":
-        ridge_map = embedder.initialize_projection(
-            texts[:count], tokens.select(train), states.select(train)
-        )
+        ridge_map = embedder.initialize_projection(tokens.select(train), states.select(train))
         projection = {"explained": ridge_map.explained, "penalty": ridge_map.penalty}
         logger.info(
             "  projection: explains %.0f%% of the variance of RoBERTa's embeddings",

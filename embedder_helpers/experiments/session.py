@@ -9,11 +9,13 @@ import math
 import shutil
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import psutil
 
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show
+from embedder_helpers.models.saving import save_folder
 from embedder_helpers.results.result import embedder_folder, read_result, write_result
 from embedder_helpers.utils import environment
 
@@ -33,7 +35,7 @@ def deadline(hours: float | None = None) -> float:
     """
     if hours is not None:
         if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not hours > 0:
-            raise InputError(f"hours is {hours!r}, but must be a number above 0")
+            raise InputError(f"hours is {show(hours)}, but must be a number above 0")
         return time.time() + 3600 * hours
     if environment.platform_name() not in SESSION_HOURS:
         return math.inf
@@ -85,7 +87,4 @@ def _restore_embedder(source: Path, target: Path) -> None:
     """Copy a saved embedder, if there is one and the target does not exist."""
     if target.exists() or not (source / "embedder.json").is_file():
         return
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
-    part.replace(target)
+    save_folder(target, partial(shutil.copytree, source, dirs_exist_ok=True))

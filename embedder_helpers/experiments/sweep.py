@@ -17,15 +17,17 @@ import numpy as np
 
 from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import Task
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import MAX_MESSAGE, InputError, redact, shorten
 from embedder_helpers.experiments import session
 from embedder_helpers.experiments.cluster import Worker, start_workers
 from embedder_helpers.experiments.plan import Plan, Status, Subset, plan_experiment
 from embedder_helpers.experiments.run import run_experiment
 from embedder_helpers.results import tables
+from embedder_helpers.results.formats import write_text
 from embedder_helpers.results.result import Result, embedder_folder, read_result, write_result
 from embedder_helpers.utils import environment, progress
 from embedder_helpers.utils.files import writable_folder
+from embedder_helpers.utils.keras_state import own_keras_state
 
 if TYPE_CHECKING:  # these import Keras, which takes seconds
     from embedder_helpers.experiments.reuse import ReusableModels
@@ -46,7 +48,7 @@ SKIPPED = Outcome(Status.SKIPPED, "skipped for lack of time (HOURS, or --hours)"
 
 
 class SweepResults(NamedTuple):
-    """The results of a sweep, and the reason for each experiment that was not finished."""
+    """The results of a sweep, and the reason for each experiment or table that was not finished."""
 
     results: list[Result]
     failed: dict[str, str]
@@ -90,8 +92,12 @@ def run_experiments(
     if todo:
         with start_workers(experiments, folder, until, len(todo)) as worker:
             outcomes = _run_all(plans, todo, until, worker)
-    tables.write_csv(folder)
-    return _collect(plans, outcomes)
+    results = _collect(plans, outcomes)
+    try:
+        tables.write_csv(folder)
+    except InputError as error:  # the results are finished, and may have taken hours
+        results.failed[tables.CSV_FILE] = str(error)
+    return results
 
 
 def _collect(plans: Sequence[Plan], outcomes: dict[str, Outcome]) -> SweepResults:
@@ -149,6 +155,7 @@ def _unfinished(plans: Iterable[Plan]) -> list[Plan]:
     return [plan for plan in plans if not plan.is_finished()]
 
 
+@own_keras_state()
 def _run_all(
     plans: Sequence[Plan], todo: Sequence[Plan], until: float, worker: Worker
 ) -> dict[str, Outcome]:
@@ -209,6 +216,7 @@ def _run_batch(
             continue
         logger.info(name)
         try:
+            writable_folder(plan.path.parent)  # a disk may have become full since the last one
             with overall.task(work):
                 _run_one(plan, batch.cache, models)
         except Exception as error:
@@ -239,9 +247,9 @@ def _run_one(plan: Plan, cache: "HiddenStateCache", models: "ReusableModels") ->
     if mode := plan.experiment.save_embedder:
         folder = embedder.save(embedder_folder(plan.path), mode == "with_gemma", result.as_stored())
         logger.info("  embedder saved in %s", folder)
-    _traceback_file(plan).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # written again at the end, where an error is reported
-        tables.write_csv(plan.path.parent)
+    with contextlib.suppress(OSError, InputError):  # the result is finished whatever they do
+        _traceback_file(plan).unlink(missing_ok=True)
+        tables.write_csv(plan.path.parent)  # again at the end, where an error is reported
     logger.info(
         "  %s: accuracy %.3f, macro F1 %.3f (%.0f s)",
         tables.embedder_name(result),
@@ -255,13 +263,17 @@ def _log_failure(error: Exception, plan: Plan) -> str:
     """Log why an experiment failed; the traceback of a bug is kept beside the results."""
     logger.error("  FAILED: %s", _reason(error))
     if not isinstance(error, InputError):
-        with contextlib.suppress(OSError):  # the disk may be what failed
-            _traceback_file(plan).write_text("".join(traceback.format_exception(error)))
+        text = redact("".join(traceback.format_exception(error)))
+        with contextlib.suppress(InputError):  # the disk may be what failed
+            write_text(_traceback_file(plan), text)
     return _reason(error)
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    """What went wrong, on one line, bounded and without secrets."""
+    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    text = redact(text).encode(errors="backslashreplace").decode()  # half of a surrogate pair
+    return shorten(" ".join(text.split()), MAX_MESSAGE)
 
 
 def _traceback_file(plan: Plan) -> Path:

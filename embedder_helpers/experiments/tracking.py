@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedder_helpers.config import Experiment
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import MAX_MESSAGE, InputError, redact, shorten
 from embedder_helpers.utils import environment
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROJECT = "embedder-gemma-roberta"  # the trackers' project, unless a variable names another
-SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 def check_tracker(experiment: Experiment) -> None:
@@ -179,16 +177,9 @@ class _FailSafe:
             return act(*args, **kwargs)
         except Exception as error:
             if not self.failed:
-                reason = f"{type(error).__name__}: {_redact(error)}"
+                text = " ".join(redact(str(error)).split())
+                reason = shorten(f"{type(error).__name__}: {text}", MAX_MESSAGE)
                 logger.warning(
                     "  %s failed, so training continues without it: %s", self.name, reason
                 )
             self.failed = True
-
-
-def _redact(error: Exception) -> str:
-    """The error's text on one line, without secrets and without the user in an address."""
-    text = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))
-    for secret in filter(None, map(os.environ.get, SECRETS)):
-        text = text.replace(secret, "***")
-    return text

@@ -164,7 +164,7 @@ def train_classifier(
         Loss and accuracy on both splits for each epoch.
 
     Raises:
-        InputError: the loss is not finite.
+        InputError: the loss is not finite, on one of the splits.
     """
     _reset(classifier, experiment)
     generator = np.random.default_rng(experiment.seed)
@@ -189,10 +189,11 @@ def train_classifier(
             metrics |= {f"val_{name}": value for name, value in validated.items()}
             history.append(metrics)
             listeners.on_epoch_end(epoch, metrics)
-            if classifier.stop_training or not np.isfinite(metrics["loss"]):
+            is_finite = np.isfinite(list(metrics.values())).all()
+            if classifier.stop_training or not is_finite:
                 break
         listeners.on_train_end(metrics)
-    if not np.isfinite(metrics["loss"]):
+    if not is_finite:
         raise InputError(
             f"training diverged in epoch {len(history)}: the loss is not finite; lower "
             "learning_rate or projection_learning_rate"

@@ -43,8 +43,12 @@ from embedder_helpers.models.roberta import encode_embeddings, load_roberta
 from embedder_helpers.models.text_model import TextModel
 from embedder_helpers.models.tokenization import TokenizedTexts, align_tokens, tokenize
 from embedder_helpers.utils import environment, progress
+from embedder_helpers.utils.files import as_path
+from embedder_helpers.utils.keras_state import own_keras_state
+from embedder_helpers.utils.replacing import finish_interrupted
 
 
+@own_keras_state()
 def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = None) -> Embedder:
     """Build an Experiment's embedder with pretrained weights, before any training.
 
@@ -95,21 +99,25 @@ def load_embedder(
         InputError: not a saved embedder, or a damaged one; its Gemma cannot be found, or is a
             different one.
     """
-    folder = Path(folder).resolve()
-    saving.restore_interrupted(folder)
+    folder = as_path(folder).resolve()
+    finish_interrupted(folder)
     manifest = saving.read_manifest(folder)
-    with saving.report_damage(folder):
-        experiment = make_experiment(
-            {**BEFORE_SETTING_EXISTED, **manifest.experiment, "stream_blocks": stream_blocks},
-            where=str(folder / saving.MANIFEST_FILE),
-        )
-        presets = {
-            role: saving.saved_preset(role, folder, manifest, llm_preset)
-            for role in ROLES[experiment.kind]
-        }
+    experiment = make_experiment(
+        {**BEFORE_SETTING_EXISTED, **manifest.experiment, "stream_blocks": stream_blocks},
+        where=str(folder / saving.MANIFEST_FILE),
+    )
+    presets = {
+        role: saving.saved_preset(role, folder, manifest, llm_preset)
+        for role in ROLES[experiment.kind]
+    }
     embedder = build_embedder(experiment, presets)
-    with saving.report_damage(folder):
-        embedder.load_weights(saving.read_arrays(folder), manifest.classes)
+    if embedder.roberta is not None and embedder.longest > presets["slm_preset"].positions:
+        raise InputError(
+            f"{folder / saving.MANIFEST_FILE} is damaged (max_tokens is {experiment.max_tokens}, "
+            "more than its RoBERTa has positions for): copy the whole folder again"
+        )
+    shapes = embedder.array_shapes(len(manifest.classes or ()))
+    embedder.load_weights(saving.read_arrays(folder, shapes), manifest.classes)
     embedder.result = manifest.result
     return embedder
 
@@ -139,7 +147,7 @@ class GemmaOnly(Embedder):
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize for Gemma."""
         ids, truncated = self.gemma.tokenize(texts, self.max_tokens)
-        return TokenizedTexts(ids, None, truncated)
+        return TokenizedTexts(texts, ids, None, truncated)
 
     def prepare_inputs(
         self, tokens: TokenizedTexts, states: RaggedArray | MultiLayerStates
@@ -178,7 +186,8 @@ class RobertaOnly(Embedder):
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize for RoBERTa."""
-        return TokenizedTexts(None, *tokenize(self.tokenizer, texts, self.max_tokens, end=True))
+        ids, truncated = tokenize(self.tokenizer, texts, self.max_tokens, end=True)
+        return TokenizedTexts(texts, None, ids, truncated)
 
     def prepare_inputs(self, tokens: TokenizedTexts, states: None = None) -> RaggedArray:
         """The token ids as they are."""
@@ -253,9 +262,9 @@ class Hybrid(RobertaOnly):
         """Tokenize for Gemma, and for RoBERTa where its own embeddings are read."""
         ids, truncated = self.gemma.tokenize(texts, self.max_tokens)
         if self.fusion == "replace":
-            return TokenizedTexts(ids, None, truncated)
-        _, own_ids, own_truncated = super().tokenize(texts)
-        return TokenizedTexts(ids, own_ids, truncated | own_truncated)
+            return TokenizedTexts(texts, ids, None, truncated)
+        own = super().tokenize(texts)
+        return TokenizedTexts(texts, ids, own.roberta, truncated | own.truncated)
 
     def prepare_inputs(
         self, tokens: TokenizedTexts, states: RaggedArray | MultiLayerStates
@@ -266,6 +275,7 @@ class Hybrid(RobertaOnly):
         return fuse_inputs(self.fusion, states, self._align(tokens), tokens.roberta)
 
     @functools.cached_property
+    @own_keras_state()
     def without_gemma(self) -> RobertaOnly:
         """The same fine-tuned RoBERTa on the text's own token embeddings."""
         return RobertaOnly(self.experiment, self.presets, (self.roberta, self.tokenizer))
@@ -293,20 +303,19 @@ class Hybrid(RobertaOnly):
         return table
 
     def initialize_projection(
-        self, texts: Sequence[str], tokens: TokenizedTexts, states: RaggedArray | MultiLayerStates
+        self, tokens: TokenizedTexts, states: RaggedArray | MultiLayerStates
     ) -> RidgeMap:
         """Initialize the projection in closed form; see `projection.fit_ridge`.
 
         Args:
-            texts: training texts.
-            tokens: token ids of the texts.
+            tokens: training texts with their token ids.
             states: hidden states of the texts.
 
         Returns:
             The map, with the variance that it explains.
         """
         if tokens.roberta is None:
-            tokens = tokens._replace(roberta=super().tokenize(texts).roberta)
+            tokens = tokens._replace(roberta=super().tokenize(tokens.texts).roberta)
         table = ops.convert_to_numpy(self.roberta.token_embedding.embeddings)
 
         def transform(values):
@@ -318,7 +327,8 @@ class Hybrid(RobertaOnly):
         return ridge_map
 
     def _align(self, tokens: TokenizedTexts) -> RaggedArray:
-        return align_tokens((self.gemma.tokenizer, tokens.gemma), (self.tokenizer, tokens.roberta))
+        llm, slm = (self.gemma.tokenizer, tokens.gemma), (self.tokenizer, tokens.roberta)
+        return align_tokens(tokens.texts, llm, slm)
 
 
 def _tokens_input(name: str) -> keras.KerasTensor:

@@ -24,7 +24,7 @@ from embedder_helpers.config import (
     settings,
 )
 from embedder_helpers.data.files import as_list, validate_texts
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show
 from embedder_helpers.models import saving
 from embedder_helpers.models.batching import (
     ModelInputs,
@@ -37,6 +37,7 @@ from embedder_helpers.models.layers import NEW_LAYERS, initialize
 from embedder_helpers.models.presets import Preset, from_preset
 from embedder_helpers.models.tokenization import TokenizedTexts
 from embedder_helpers.utils import progress
+from embedder_helpers.utils.keras_state import own_keras_state
 
 EMBEDDING_TOKENS = 4096  # tokens per batch in inference
 CHUNK = 2048  # texts whose hidden states are held in memory at a time
@@ -58,15 +59,21 @@ class Head(NamedTuple):
     classes: np.ndarray
 
     def predict(self, embeddings: np.ndarray) -> np.ndarray:
-        """Labels `(texts,)` of embeddings `(texts, width)`."""
+        """Labels `(texts,)` of embeddings `(texts, width)`; InputError if they are not finite."""
         return self.classes[self._logits(embeddings).argmax(-1)]
 
     def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
-        """Class probabilities `(texts, classes)`, not calibrated."""
+        """Class probabilities `(texts, classes)`, not calibrated; InputError as in `predict`."""
         return softmax(self._logits(embeddings), axis=-1)
 
     def _logits(self, embeddings: np.ndarray) -> np.ndarray:
-        return embeddings @ self.kernel + self.bias
+        logits = embeddings @ self.kernel + self.bias
+        if not np.isfinite(logits).all():  # else every text would get the first label
+            raise InputError(
+                "the classifier's scores are not finite: its weights, or the embedder's, are "
+                "damaged, so train it again"
+            )
+        return logits
 
 
 class Embedder:
@@ -125,7 +132,11 @@ class Embedder:
         raise NotImplementedError
 
     def embed(self, inputs: ModelInputs, batch_size: int | None = None) -> np.ndarray:
-        """Run the model: embeddings `(texts, width)` float32."""
+        """Run the model: embeddings `(texts, width)` float32.
+
+        Raises:
+            InputError: embeddings that are not finite.
+        """
         embeddings = np.empty((len(inputs), self.width), "float32")
         work = {progress.EMBEDDING: self.forward_flops(inputs.lengths)}
         with progress.progress_bar(int(inputs.lengths.sum()), "embedding", "token", work) as bar:
@@ -134,6 +145,11 @@ class Embedder:
                 output = self.model.predict_on_batch(inputs.batch(rows, length, texts))
                 embeddings[rows] = output[: len(rows)]
                 bar.update(int(inputs.lengths[rows].sum()))
+        if bad := np.count_nonzero(~np.isfinite(embeddings).all(-1)):
+            raise InputError(
+                f"the embeddings of {bad} of {len(embeddings)} texts are not finite: the "
+                "embedder's weights are damaged, so train or copy it again"
+            )
         return embeddings
 
     def forward_flops(self, lengths: np.ndarray) -> float:
@@ -147,10 +163,12 @@ class Embedder:
         show_progress_bar: bool = True,
         normalize_embeddings: bool = False,
         convert_to_numpy: bool = True,
+        *,
+        allow_empty: bool = False,
     ) -> Any:
         """Encode texts as embeddings.
 
-        The arguments mean the same as in sentence-transformers' `encode`.
+        The arguments mean the same as in sentence-transformers' `encode`, except the last.
 
         Args:
             texts: a list of texts, or a single text.
@@ -159,28 +177,30 @@ class Embedder:
             show_progress_bar: show a bar if it takes longer than two seconds.
             normalize_embeddings: scale to unit length, so that a dot product is the cosine.
             convert_to_numpy: return a NumPy array; False: a tensor of Keras's backend.
+            allow_empty: accept empty texts, as some of MTEB's are.
 
         Returns:
             `(texts, width)` float32 in the order of the texts; `(width,)` for a single text.
 
         Raises:
-            InputError: a text that is None, NaN, empty or not a string (names the rows); a table
-                instead of texts; a `batch_size` that is not a positive integer.
+            InputError: a text that is None, NaN, empty or not a string (names the rows); no list
+                but a table, for example; a `batch_size` that is not a positive integer;
+                embeddings that are not finite.
         """
-        if isinstance(texts, str):
-            options = batch_size, show_progress_bar, normalize_embeddings, convert_to_numpy
-            return self.encode([texts], *options)[0]
-        texts, batch_size = as_list(texts), _validate_batch_size(batch_size)
-        validate_texts(texts, "encode")
+        is_single = isinstance(texts, str)
+        texts = [texts] if is_single else as_list(texts)
+        validate_texts(texts, "encode", allow_empty=allow_empty)
+        batch_size = _validate_batch_size(batch_size)
         with progress.show_bars(show_progress_bar):
-            embeddings = self.encode_unchecked(texts, batch_size)
+            embeddings = self._encode(texts, batch_size)
         if normalize_embeddings:
             lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
             embeddings /= np.maximum(lengths, np.finfo("float32").tiny)
+        embeddings = embeddings[0] if is_single else embeddings
         return embeddings if convert_to_numpy else ops.convert_to_tensor(embeddings)
 
-    def encode_unchecked(self, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
-        """`encode` for texts that may be empty, as some of MTEB's are."""
+    @own_keras_state()
+    def _encode(self, texts: Sequence[str], batch_size: int | None) -> np.ndarray:
         embeddings = np.empty((len(texts), self.width), "float32")
         for start in range(0, len(texts), CHUNK):
             tokens = self.tokenize(texts[start : start + CHUNK])
@@ -212,6 +232,18 @@ class Embedder:
         columns |= {f"p({label})": probabilities[:, i] for i, label in enumerate(self.head.classes)}
         return pd.DataFrame(columns)
 
+    def __copy__(self) -> "Embedder":  # a shallow one, which shares the models
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise InputError(
+            "an embedder cannot be pickled or copied deeply: save it with save(folder), and load "
+            "it with load_embedder(folder)"
+        )
+
+    @own_keras_state()
     def save(
         self,
         folder: str | Path,
@@ -233,7 +265,7 @@ class Embedder:
             The folder's absolute path.
 
         Raises:
-            InputError: the folder cannot be written, or holds something else.
+            InputError: the folder cannot be written, or holds something else; the disk is full.
         """
 
         def write(part: Path) -> None:
@@ -252,7 +284,8 @@ class Embedder:
                 result=result or self.result,
             )
 
-        return saving.save_folder(folder, write)
+        num_bytes = 4 * self.roberta.count_params() if self.roberta else 0
+        return saving.save_folder(folder, write, num_bytes)
 
     def push_to_hub(self, address: str, **options: Any) -> str:
         """Upload to Hugging Face or Kaggle with a model card; see `sharing.publish.push_to_hub`.
@@ -272,11 +305,22 @@ class Embedder:
         publish = importlib.import_module("embedder_helpers.sharing.publish")
         return publish.push_to_hub(self, address, **options)
 
+    def array_shapes(self, num_classes: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each array that `load_weights` needs, by name.
+
+        Args:
+            num_classes: number of the head's labels; 0 without a head.
+        """
+        shapes = {item.path: tuple(item.shape) for item in self._joint_variables()}
+        if num_classes:
+            shapes |= {"head/kernel": (self.width, num_classes), "head/bias": (num_classes,)}
+        return shapes
+
     def load_weights(self, arrays: Mapping[str, np.ndarray], classes: list[Any] | None) -> None:
         """Set the joint layers' weights and the head.
 
         Args:
-            arrays: result of `saving.read_arrays`.
+            arrays: arrays of the shapes of `array_shapes`.
             classes: labels of the head; None without a head.
         """
         for variable in self._joint_variables():
@@ -343,4 +387,4 @@ def _validate_batch_size(batch_size: Any) -> int | None:
             return operator.index(batch_size)
     except TypeError:
         pass
-    raise InputError(f"batch_size is {batch_size!r}, but must be a positive integer")
+    raise InputError(f"batch_size is {show(batch_size)}, but must be a positive integer")

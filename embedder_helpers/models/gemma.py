@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from embedder_helpers.config import Experiment, resolve_cutoffs
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show
 from embedder_helpers.models.batching import (
     MultiLayerStates,
     RaggedArray,
@@ -335,9 +335,9 @@ class Gemma:
         normed, finite = function(final_norm, states, mask)
         if not bool(finite):
             raise InputError(
-                f"Gemma's hidden states after layer {spec.cutoff} are not finite in {spec.dtype} "
-                f"(norm: {spec.norm}): the preset's weights are damaged, or this norm leaves them "
-                "too large: use final_norm: rms"
+                f"llm_preset {show(self.preset.name)}: hidden states after layer {spec.cutoff} are "
+                f"not finite in {spec.dtype} (norm: {spec.norm}): its weights are damaged, or this "
+                "norm leaves them too large: use final_norm: rms, or copy the preset again"
             )
         return ops.convert_to_numpy(normed)[ops.convert_to_numpy(mask).astype(bool)]
 

@@ -52,7 +52,7 @@ class LayerFile:
 
     def records(self) -> np.ndarray:
         """The undamaged records, oldest first."""
-        content = self.index.read_bytes() if self.index.exists() else b""
+        content = self.index.read_bytes() if self.index.is_file() else b""
         size = len(content) // RECORD.itemsize * RECORD.itemsize
         records = np.frombuffer(content[:size], RECORD)
         return records[[_is_undamaged(record) for record in records]]
@@ -98,7 +98,7 @@ class LayerFile:
         values = np.memmap(self.path, self.dtype, "r", shape=(tokens, self.width))
         offsets, lengths = records["start"][rows], records["tokens"][rows].astype("int64")
         states = RaggedArray(values, offsets, lengths)
-        complete = (rows >= 0) & (offsets + lengths <= tokens)
+        complete = (rows >= 0) & (offsets >= 0) & (offsets <= tokens - lengths)
         for text in np.flatnonzero(complete):
             checksum = records["states_checksum"][rows[text]]
             complete[text] = zlib.crc32(states.text(text)) == checksum
@@ -135,7 +135,7 @@ def count_records(path: Path) -> int:
 
 def file_size(path: Path) -> int:
     """Bytes of a file, 0 if it does not exist."""
-    return path.stat().st_size if path.exists() else 0
+    return path.stat().st_size if path.is_file() else 0
 
 
 def delete_files(path: Path) -> int:

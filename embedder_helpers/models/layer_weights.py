@@ -5,7 +5,6 @@ and of the embedding table, which is mapped into memory, only the rows of tokens
 """
 
 import gc
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -14,18 +13,22 @@ from typing import Any, Protocol
 
 import h5py
 import keras
-import ml_dtypes
 import numpy as np
 
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show
 from embedder_helpers.models.decoder_layer import stored_shapes
+from embedder_helpers.models.fingerprints import hdf5_datasets, stored_dtype
 from embedder_helpers.models.presets import Preset, from_preset, preset_file
 from embedder_helpers.models.shapes import read_shape
+from embedder_helpers.utils.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.weights.h5"
 SHARDS_FILE = "model.weights.json"  # which of several files holds a weight
+SHARD_NAME = re.compile(r"\w+\.weights\.h5")
+ROOTS = ("layers", "_layer_checkpoint_dependencies")  # the group of all layers; before Keras 3.3
+FLOATS = ("bfloat16", "float16", "float32", "float64")
 LAYER_NAME = re.compile(r"\w*decoder_block(?:_(\d+))?/")
 
 
@@ -103,7 +106,6 @@ class FileWeights:
         for number in range(len(groups)):
             paths = {name: f"{groups[number]}{name}/vars/0" for name in shapes}
             stored = {path for path in self._files if path.startswith(groups[number])}
-            stored = {path for path in stored if "seed_generator" not in path}
             # Exactly these: a quantized layer has further ones, and a model of other options.
             is_known = stored == set(paths.values())
             if not is_known or any(self._files[paths[n]][1] != shapes[n] for n in shapes):
@@ -123,7 +125,7 @@ class FileWeights:
         try:
             with h5py.File(self._files[path][0]) as file:
                 dataset = _root(file)[path]
-                return dataset[()].view(_stored_dtype(dataset))
+                return dataset[()].view(stored_dtype(dataset))
         except (OSError, KeyError):
             raise _unreadable(self._preset, f"{path} is damaged") from None
 
@@ -131,10 +133,13 @@ class FileWeights:
         """A dataset mapped into memory; read, if it is compressed or in chunks."""
         with h5py.File(self._files[path][0]) as file:
             dataset = _root(file)[path]
-            offset, dtype = dataset.id.get_offset(), _stored_dtype(dataset)
+            offset, dtype = dataset.id.get_offset(), stored_dtype(dataset)
         if offset is None:
             return self._read(path)
-        return np.memmap(self._files[path][0], dtype, "r", offset, self._files[path][1])
+        try:
+            return np.memmap(self._files[path][0], dtype, "r", offset, self._files[path][1])
+        except ValueError:  # beyond the end of the file
+            raise _unreadable(self._preset, f"{path} is damaged") from None
 
 
 class BackboneWeights:
@@ -174,18 +179,19 @@ class BackboneWeights:
 
 
 def _dataset_files(preset: Preset) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """The file and the shape of each dataset, by its path below the group of layers."""
+    """The file and the shape of each weight, by its path below the group of layers.
+
+    Whole numbers, the states of Keras's random generators, are left out.
+    """
     datasets: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for path in _weight_files(preset):
-
-        def record(name, item, path=path):
-            if isinstance(item, h5py.Dataset):
-                datasets[name] = path, item.shape
-
         try:
             with h5py.File(path) as file:
-                _root(file).visititems(record)
-        except (OSError, KeyError):
+                for name, dataset in hdf5_datasets(file).items():
+                    root, _, rest = name.partition("/")
+                    if root in ROOTS and stored_dtype(dataset).name in FLOATS:
+                        datasets[rest] = path, dataset.shape
+        except (OSError, KeyError, RuntimeError):
             raise _unreadable(preset, f"{path.name} is damaged or has an older layout") from None
     return datasets
 
@@ -195,10 +201,13 @@ def _weight_files(preset: Preset) -> list[Path]:
         return [preset_file("llm_preset", preset, WEIGHTS_FILE)]
     except InputError as error:
         try:
-            index = json.loads(preset_file("llm_preset", preset, SHARDS_FILE).read_text())
+            index = read_json(preset_file("llm_preset", preset, SHARDS_FILE))
             names = {name for names in index["weight_map"].values() for name in _as_list(names)}
-        except (InputError, OSError, ValueError, KeyError):
+            is_valid = all(SHARD_NAME.fullmatch(name) for name in names)
+        except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
             raise error from None
+    if not is_valid:  # perhaps a file outside of the preset
+        raise _unreadable(preset, f"{SHARDS_FILE} names something else than its files of weights")
     return [preset_file("llm_preset", preset, name) for name in sorted(names)]
 
 
@@ -207,19 +216,12 @@ def _as_list(names: str | list[str]) -> list[str]:
 
 
 def _root(file: h5py.File) -> h5py.Group:
-    """The group of all layers; Keras before 3.3 calls it otherwise."""
-    return file["layers"] if "layers" in file else file["_layer_checkpoint_dependencies"]
+    return next(file[root] for root in ROOTS if root in file)
 
 
 def _layer(path: str) -> re.Match | None:
     """The decoder layer that a dataset belongs to: `…_block`, `…_block_1`, …"""
     return LAYER_NAME.match(path)
-
-
-def _stored_dtype(dataset: h5py.Dataset) -> np.dtype:
-    """A dataset's dtype; Keras stores bfloat16 as two bytes, for which HDF5 has no name."""
-    is_bfloat16 = dataset.attrs.get("dtype") == "bfloat16"
-    return np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else dataset.dtype
 
 
 def _variables(layer: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -237,6 +239,6 @@ def _variables(layer: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[st
 
 def _unreadable(preset: Preset, reason: str) -> InputError:
     return InputError(
-        f"single layers of llm_preset {preset.name!r} cannot be read ({reason}): set "
+        f"single layers of llm_preset {show(preset.name)} cannot be read ({reason}): set "
         "stream_blocks: false, or save the preset again with this keras-hub's save_to_preset"
     )

@@ -5,36 +5,33 @@ weights.
 """
 
 import difflib
-import hashlib
-import json
+import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedder_helpers.builtin import BUILTIN_FOLDER, BUILTIN_PRESETS
 from embedder_helpers.config import Experiment, resolve_cutoffs
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show
+from embedder_helpers.models.fingerprints import files_fingerprint, folder_fingerprint
+from embedder_helpers.models.preset_config import (
+    check_weights,
+    model_shape,
+    read_config,
+    read_size,
+)
 from embedder_helpers.utils import environment
-from embedder_helpers.utils.files import file_digest, path_exists
+from embedder_helpers.utils.files import as_path, path_exists
 from embedder_helpers.utils.hub import error_kind, hugging_face_config, kaggle_file
+
+logger = logging.getLogger(__name__)
 
 # The presets that each kind of embedder reads.
 ROLES = {
     "hybrid": ("llm_preset", "slm_preset"),
     "gemma_only": ("llm_preset",),
     "roberta_only": ("slm_preset",),
-}
-
-# The architectures that each role accepts, as Keras and as Hugging Face spell them.
-FAMILIES = {
-    "llm_preset": (
-        "Gemma 1, 2 or 3 text model",
-        {"GemmaBackbone", "Gemma3Backbone", "gemma", "gemma2", "gemma3_text"},
-    ),
-    "slm_preset": (
-        "RoBERTa model",
-        {"RobertaBackbone", "XLMRobertaBackbone", "roberta", "xlm-roberta"},
-    ),
 }
 
 
@@ -45,7 +42,7 @@ class Preset:
     Attributes:
         name: name in the Experiment.
         handle: argument of keras-hub's `from_preset`.
-        fingerprint: hash of a folder's content, or the version of a handle.
+        fingerprint: hash of what a folder holds, or the version of a handle.
         num_layers: number of transformer layers.
         width: size of a hidden state.
         positions: maximum number of tokens; None if unlimited.
@@ -88,60 +85,93 @@ def _check_positions(experiment: Experiment, positions: int) -> None:
         )
 
 
-def find_preset(role: str, name: str) -> Preset:
+def find_preset(role: str, name: str, fingerprint: str | None = None) -> Preset:
     """Find a preset and read its shape.
 
     Args:
         role: `llm_preset` or `slm_preset`.
         name: name of a built-in or Keras preset, a `kaggle://` or `hf://` handle, or a folder.
+        fingerprint: of a folder, if it is known, so that its weights need not be read.
 
     Raises:
         InputError: it does not exist, cannot be reached or read, or is of another family.
     """
-    config, handle, fingerprint = _read_config(role, name)
-    family, architectures = FAMILIES[role]
-    architecture = config.get("class_name") or config.get("model_type")
-    shape = config.get("config", config)
-    if architecture not in architectures or shape.get("vision_encoder"):
-        raise InputError(f"{role} {name!r} is a {architecture}, but a {family} is needed")
-    try:
-        return Preset(
-            name=name,
-            handle=handle,
-            fingerprint=fingerprint,
-            num_layers=shape.get("num_layers") or shape["num_hidden_layers"],
-            width=shape.get("hidden_dim") or shape["hidden_size"],
-            positions=_positions(shape) if role == "slm_preset" else None,
-        )
-    except KeyError as key:
-        raise InputError(f"{role} {name!r}: its config.json has no {key}") from None
+    config, handle, fingerprint = _read_config(role, name, fingerprint)
+    shape, is_keras = model_shape(config), "class_name" in config
+    layers, width, positions = (
+        ("num_layers", "hidden_dim", "max_sequence_length")
+        if is_keras
+        else ("num_hidden_layers", "hidden_size", "max_position_embeddings")
+    )
+    positions = read_size(role, name, shape, positions) if role == "slm_preset" else None
+    if positions is not None and not is_keras:
+        positions -= 2  # two rows of the embedding table that no token uses
+    return Preset(
+        name=name,
+        handle=handle,
+        fingerprint=fingerprint,
+        num_layers=read_size(role, name, shape, layers),
+        width=read_size(role, name, shape, width),
+        positions=positions,
+    )
 
 
-def _positions(shape: dict[str, Any]) -> int:
-    # Hugging Face counts two rows of the embedding table that no token uses.
-    return shape.get("max_sequence_length") or shape["max_position_embeddings"] - 2
+def has_fingerprint(preset: Preset, fingerprint: str) -> bool:
+    """Whether a preset has this fingerprint, or had it in versions before 0.5.0."""
+    if preset.fingerprint == fingerprint:
+        return True
+    folder = Path(preset.handle)
+    return folder.is_dir() and files_fingerprint(folder) == fingerprint
 
 
 def preset_config(role: str, name: str) -> dict[str, Any]:
     """Read a preset's config.json.
 
     Raises:
-        InputError: it does not exist, or cannot be reached or read.
+        InputError: it does not exist, cannot be reached or read, or says what no model of the
+            role's family has.
     """
     return _read_config(role, name)[0]
 
 
-def _read_config(role: str, name: str) -> tuple[dict[str, Any], str, str]:
+def _read_config(
+    role: str, name: str, fingerprint: str | None = None
+) -> tuple[dict[str, Any], str, str]:
     """Read a preset's config.json; also returns its handle and fingerprint."""
-    folder = BUILTIN_FOLDER / name if name in BUILTIN_PRESETS else Path(name)
-    if path_exists(folder) and folder.is_dir():
-        return _read_json(role, folder / "config.json"), str(folder), folder_fingerprint(folder)
     if name.startswith("hf://"):
         path = hugging_face_config(role, name)
-        return _read_json(role, path), name, f"{name}@{path.parent.name}"
+        return read_config(role, name, path), name, f"{name}@{path.parent.name}"
+    if not name.startswith("kaggle://") and (folder := _local_folder(role, name)):
+        config = read_config(role, name, folder / "config.json")
+        if "class_name" in config:
+            check_weights(role, name, folder, model_shape(config))
+        return config, str(folder), fingerprint or folder_fingerprint(folder)
     handle = name if name.startswith("kaggle://") else kaggle_handle(role, name)
     path = kaggle_file(role, name, handle)
-    return _read_json(role, path), name, f"{handle}@{path.parent.name}"  # the folder is the version
+    # The folder is the version.
+    return read_config(role, name, path), name, f"{handle}@{path.parent.name}"
+
+
+def _local_folder(role: str, name: str) -> Path | None:
+    """The folder of a built-in preset or of this name; None if there is none."""
+    if name in BUILTIN_PRESETS:
+        if path_exists(Path(name)):
+            _warn_of_passed_over(role, name, Path.cwd())
+        return BUILTIN_FOLDER / name
+    folder = as_path(name)
+    return folder if folder.is_dir() else None
+
+
+@functools.cache  # once in a process
+def _warn_of_passed_over(role: str, name: str, folder: Path) -> None:
+    logger.warning(
+        "%s: %s is the built-in model; the folder of that name in %s is passed over: give it as "
+        "./%s to read it",
+        role,
+        name,
+        folder,
+        name,
+    )
 
 
 def from_preset(model_class: Any, role: str, preset: Preset, **options: Any) -> Any:
@@ -151,13 +181,18 @@ def from_preset(model_class: Any, role: str, preset: Preset, **options: Any) -> 
         InputError: files are missing or damaged, or this keras-hub cannot read them.
     """
     try:
-        return model_class.from_preset(preset.handle, **options)
+        loaded = model_class.from_preset(preset.handle, **options)
+        if not isinstance(loaded, model_class):  # keras-hub passes on what a file describes
+            raise TypeError(f"it is a {type(loaded).__name__}")
+        if hasattr(loaded, "tokenize"):
+            loaded(["a"])  # invalid settings of a tokenizer show in use only
+        return loaded
     except Exception as error:  # keras-hub, its hubs and h5py have errors of their own
         local = Path(preset.handle).is_dir()
         reason = " ".join(str(error).split())[:200] if local else error_kind(error)
         version = environment.package_versions()["keras-hub"]
         raise InputError(
-            f"{role} {preset.name!r} cannot be loaded by keras-hub {version} ({reason}): use a "
+            f"{role} {show(preset.name)} cannot be loaded by keras-hub {version} ({reason}): use a "
             "complete preset (config.json, model.weights.h5, tokenizer.json, assets/), or another "
             "one"
         ) from None
@@ -171,7 +206,7 @@ def preset_file(role: str, preset: Preset, name: str) -> Path:
     """
     if preset.handle.startswith("hf://"):
         raise InputError(
-            f"{role} {preset.name!r} is a Hugging Face model, but stream_blocks needs a Keras "
+            f"{role} {show(preset.name)} is a Hugging Face model, but stream_blocks needs a Keras "
             "preset: convert it with keras-hub's save_to_preset, or set stream_blocks: false"
         )
     if Path(preset.handle).is_dir():
@@ -182,33 +217,10 @@ def preset_file(role: str, preset: Preset, name: str) -> Path:
         path = kaggle_file(role, preset.name, handle, name)
     if not path.is_file():
         raise InputError(
-            f"{role} {preset.name!r} has no file {name}: use a complete preset (config.json, "
+            f"{role} {show(preset.name)} has no file {name}: use a complete preset (config.json, "
             "model.weights.h5, tokenizer.json, assets/), or another one"
         )
     return path
-
-
-def _read_json(role: str, path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict) and isinstance(config.get("config", {}), dict):
-            return config
-    except (OSError, ValueError):
-        pass
-    raise InputError(f"{role}: {path.parent} is not a preset: it has no readable config.json")
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 of the names and contents of a folder's files; takes a second per gigabyte.
-
-    Keras's `metadata.json` is left out: it holds the time of saving and Keras's version.
-    """
-    digest = hashlib.sha256()
-    files = (path for path in folder.rglob("*") if path.is_file())
-    for path in sorted(path for path in files if path.name != "metadata.json"):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(file_digest(path))
-    return digest.hexdigest()
 
 
 def kaggle_handle(role: str, name: str) -> str:
@@ -228,11 +240,11 @@ def kaggle_handle(role: str, name: str) -> str:
         return known[name]["kaggle_handle"]
     if any(separator in name for separator in "/\\"):
         raise InputError(
-            f"{role}: there is no folder {name!r} (a Hugging Face model is written hf://{name})"
+            f"{role}: there is no folder {show(name)} (a Hugging Face model is written hf://…)"
         )
     similar = difflib.get_close_matches(name, [*known, *BUILTIN_PRESETS], n=1)
     suggestion = f"; did you mean {similar[0]!r}?" if similar else "."
     raise InputError(
-        f"{role}: there is no preset {name!r}{suggestion} "
+        f"{role}: there is no preset {show(name)}{suggestion} "
         "Use a preset's name, an hf:// or kaggle:// handle, or a folder"
     )

@@ -5,6 +5,9 @@ keras-hub's RoBERTa takes token ids only; here its layers are applied one by one
 
 from typing import Any
 
+from keras import ops
+
+from embedder_helpers.errors import InputError, show
 from embedder_helpers.models.presets import Preset, from_preset
 
 
@@ -12,12 +15,18 @@ def load_roberta(preset: Preset, dtype: str = "float32") -> tuple[Any, Any]:
     """Load the backbone, in a dtype or dtype policy, and the tokenizer of a preset.
 
     Raises:
-        InputError: the preset cannot be loaded.
+        InputError: the preset cannot be loaded, or has weights that are not finite.
     """
     import keras_hub
 
     models = keras_hub.models
     backbone = from_preset(models.Backbone, "slm_preset", preset, dtype=dtype)
+    for weight in backbone.weights:
+        if not bool(ops.all(ops.isfinite(weight))):
+            raise InputError(
+                f"{show(weight.path)} of {show(preset.handle)} is not finite: its weights are "
+                "damaged, so copy the whole folder again, or use another preset"
+            )
     return backbone, from_preset(models.Tokenizer, "slm_preset", preset)
 
 

@@ -7,7 +7,7 @@ import ml_dtypes  # noqa: F401, makes NumPy know bfloat16
 import numpy as np
 
 from embedder_helpers.config import Experiment
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show
 from embedder_helpers.models.presets import ROLES, preset_config
 
 # Shapes of the original study's models in keras-hub's terms, for when their config.json cannot be
@@ -55,9 +55,9 @@ def read_shape(role: str, name: str) -> dict[str, Any]:
         return KNOWN_SHAPES[name]
     if "class_name" not in config:
         raise InputError(
-            f"{role} {name!r} is a Hugging Face model: give a Keras preset to count its weights"
+            f"{role} {show(name)} is a Hugging Face model: give a Keras preset to count its weights"
         )
-    return {"class_name": config["class_name"], **config["config"]}
+    return config["config"] | {"class_name": config["class_name"]}
 
 
 @functools.cache

@@ -1,7 +1,9 @@
 """Tokenization: texts to the token ids of each model, and the alignment of the two."""
 
 import re
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,27 +11,40 @@ import numpy as np
 from embedder_helpers.models.batching import RaggedArray, from_lengths
 
 WHITESPACE = b" \t\n\r\v\f"
-# RoBERTa's vocabulary is written in GPT-2's alphabet for bytes, which shifts white space by 256.
-WHITESPACE_SYMBOLS = {chr(256 + byte) for byte in WHITESPACE}
+LONGEST_TOKEN = 128  # characters: RoBERTa's longest; Gemma's has 31
+SKIPPED = 64  # bytes of a text that a tokenizer may pass over between two tokens
+
+# RoBERTa's vocabulary spells bytes in GPT-2's alphabet: printable Latin-1 characters as they are,
+# all other bytes as the characters from 256 on.
+_PRINTABLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
+_BYTES = {256 + i: byte for i, byte in enumerate(b for b in range(256) if b not in _PRINTABLE)}
+
+# What tokens spell (`_spell`), by tokenizer and id; kept as long as the tokenizer.
+_SPELLED: weakref.WeakKeyDictionary[Any, dict[int, bytes]] = weakref.WeakKeyDictionary()
 
 
 class TokenizedTexts(NamedTuple):
     """Token ids of texts, for each model that reads them.
 
     Attributes:
+        texts: the texts.
         gemma: ids with the start token; None for RoBERTa alone.
         roberta: ids with the start and the end token; None where the embedder does not read them.
         truncated: `(texts,)` whether a text was truncated at the length limit.
     """
 
+    texts: Sequence[str]
     gemma: RaggedArray | None
     roberta: RaggedArray | None
     truncated: np.ndarray
 
     def select(self, rows: Sequence[int]) -> "TokenizedTexts":
         """Select texts in the order of `rows`."""
-        gemma, roberta = (None if ids is None else ids.select(rows) for ids in self[:2])
-        return TokenizedTexts(gemma, roberta, self.truncated[np.asarray(rows, dtype=int)])
+        texts = [self.texts[row] for row in rows]
+        gemma, roberta = (
+            None if ids is None else ids.select(rows) for ids in (self.gemma, self.roberta)
+        )
+        return TokenizedTexts(texts, gemma, roberta, self.truncated[np.asarray(rows, dtype=int)])
 
 
 def tokenize(
@@ -47,7 +62,7 @@ def tokenize(
     Returns:
         int32 ids, and `(texts,)` whether each text was truncated.
     """
-    tokenized = tokenizer(list(texts)) if len(texts) else []
+    tokenized = tokenizer([_readable(text, max_tokens) for text in texts]) if len(texts) else []
     if hasattr(tokenized, "to_list"):  # keras-hub < 0.30: a ragged tensor
         tokenized = tokenized.to_list()
     room = max_tokens - 1 - end
@@ -58,43 +73,144 @@ def tokenize(
     return from_lengths(values, [len(text) for text in ids]), truncated
 
 
-def align_tokens(llm: tuple[Any, RaggedArray], slm: tuple[Any, RaggedArray]) -> RaggedArray:
+def _readable(text: str, max_tokens: int) -> str:
+    """A text for a tokenizer: no NUL, and of a very long one only what the tokens can reach.
+
+    keras-hub < 0.30 reads a text for RoBERTa up to the first NUL, which is replaced as in HTML. Of
+    a text of megabytes, most tokens would be made, at a hundred times its memory, to be cut off.
+    """
+    text = text.replace("\0", "\ufffd")
+    size = LONGEST_TOKEN * max_tokens
+    if len(text) <= size:
+        return text
+    return re.match(rf"(?:\s*\S){{0,{size}}}\s*", text).group()  # white space may not be tokens
+
+
+def align_tokens(
+    texts: Sequence[str], llm: tuple[Any, RaggedArray], slm: tuple[Any, RaggedArray]
+) -> RaggedArray:
     """For each RoBERTa token, the index of the Gemma token of the same text in which it ends.
 
-    The end of a token is counted in bytes of the text without white space, which the two tokenizers
-    treat differently. A tokenizer that rewrites characters (`…` to `...`) may shift the tokens
-    after them by one. RoBERTa's start token is aligned with Gemma's, and tokens beyond Gemma's
+    Where a token ends is counted in bytes of the text without white space, which the two tokenizers
+    treat differently. RoBERTa's start token is aligned with Gemma's, and tokens beyond Gemma's
     truncation with its last token.
 
     Args:
-        llm: Gemma's tokenizer and token ids.
-        slm: RoBERTa's tokenizer and token ids of the same texts.
+        texts: the texts.
+        llm: Gemma's tokenizer and token ids of the texts.
+        slm: RoBERTa's tokenizer and token ids of the texts.
     """
-    llm_ends, slm_ends = _token_ends(*llm), _token_ends(*slm)
-    alignment = [
-        np.searchsorted(llm_ends.text(row), slm_ends.text(row)).clip(max=llm_ends.lengths[row] - 1)
-        for row in range(len(slm_ends))
+    llm_ends, slm_ends = _token_ends(texts, *llm), _token_ends(texts, *slm)
+    # One search for all texts: those of each text are numbered from a start of its own.
+    span = 1 + max(ends.values.max(initial=0) for ends in (llm_ends, slm_ends))
+    llm_places, slm_places = (
+        ends.values + span * np.repeat(np.arange(len(texts)), ends.lengths)
+        for ends in (llm_ends, slm_ends)
+    )
+    found = np.searchsorted(llm_places, slm_places)
+    found -= np.repeat(llm_ends.offsets, slm_ends.lengths)
+    last = np.repeat(llm_ends.lengths - 1, slm_ends.lengths)
+    return from_lengths(np.minimum(found, last), slm_ends.lengths)
+
+
+def _token_ends(texts: Sequence[str], tokenizer: Any, ids: RaggedArray) -> RaggedArray:
+    """For each token, the number of bytes of its text up to its end, without white space.
+
+    In most texts the tokens spell the text, and the lengths of what they spell are summed. Where
+    they do not, because a tokenizer rewrites characters (`…` to `...`), drops them (zero-width
+    ones) or has no token for them, the tokens are found in the text.
+    """
+    texts = [_readable(text, length) for text, length in zip(texts, ids.lengths, strict=True)]
+    values = np.concatenate([np.zeros(0, "int32"), *map(ids.text, range(len(ids)))])
+    starts = np.cumsum(ids.lengths) - ids.lengths
+    lasts = starts + ids.lengths - 1
+    tokens = values.tolist()
+    known = _spelled(tokenizer, set(tokens))
+    spelled = [known[token] for token in tokens]
+    for place in (*starts, *lasts[values[lasts] == tokenizer.end_token_id]):
+        spelled[place] = b""  # not in the text, unlike `</s>` elsewhere
+    ends = np.cumsum(list(map(len, spelled)), dtype="int64")
+    letters, before = b"".join(spelled), ends[starts]
+    parts = [letters[i:j] for i, j in zip(before.tolist(), ends[lasts].tolist(), strict=True)]
+    rewritten = [
+        row
+        for row, (text, part) in enumerate(zip(texts, parts, strict=True))
+        if not _without_whitespace(text).startswith(part)
     ]
-    return from_lengths(np.concatenate([np.zeros(0, int), *alignment]), slm_ends.lengths)
+    ends = from_lengths(ends - np.repeat(before, ids.lengths), ids.lengths)
+    cases = [(texts[row], spelled[starts[row] + 1 : lasts[row] + 1]) for row in rewritten]
+    find = _find_pieces if hasattr(tokenizer, "proto") else _find_spelled
+    for row, found in zip(rewritten, find(tokenizer, cases), strict=True):
+        ends.text(row)[1:] = found
+    return ends
 
 
-def _token_ends(tokenizer: Any, ids: RaggedArray) -> RaggedArray:
-    """For each token, the number of bytes of its text up to its end, without white space."""
-    distinct, inverse = np.unique(ids.values, return_inverse=True)
-    sizes = np.array([_token_bytes(tokenizer, int(token)) for token in distinct], int)[inverse]
-    sizes = from_lengths(sizes, ids.lengths)
-    ends = [np.cumsum(sizes.text(row)) for row in range(len(ids))]
-    return from_lengths(np.concatenate([np.zeros(0, int), *ends]), ids.lengths)
+def _without_whitespace(text: str) -> bytes:
+    return text.encode().translate(None, WHITESPACE)
 
 
-def _token_bytes(tokenizer: Any, token: int) -> int:
-    """Number of bytes of a token's text without white space; 0 for a special token."""
-    special = (tokenizer.start_token_id, tokenizer.end_token_id, tokenizer.pad_token_id)
-    text = tokenizer.id_to_token(token)
-    if token in special:
-        return 0
+def _spelled(tokenizer: Any, ids: set[int]) -> dict[int, bytes]:
+    """What tokens spell without white space, by id; at least those of `ids`."""
+    known = _SPELLED.setdefault(tokenizer, {})
+    if not known and hasattr(tokenizer, "merges"):  # its `id_to_token` may search the vocabulary
+        known |= {token: _spell(tokenizer, name) for name, token in tokenizer.vocabulary.items()}
+    for token in ids:
+        if token not in known:
+            try:
+                known[token] = _spell(tokenizer, tokenizer.id_to_token(token))
+            except AttributeError:  # XLM-RoBERTa's has no names in keras-hub < 0.30
+                known[token] = b"\0"  # in no readable text, so the token is found in it
+    return known
+
+
+def _spell(tokenizer: Any, name: str) -> bytes:
+    """What a token of a vocabulary spells without white space; a special token spells its name."""
     if hasattr(tokenizer, "merges"):  # byte-pair encoding: one symbol per byte
-        return sum(symbol not in WHITESPACE_SYMBOLS for symbol in text)
-    if re.fullmatch("<0x[0-9A-F]{2}>", text):  # SentencePiece's byte fallback
-        return int(text[3:5], 16) not in WHITESPACE
-    return sum(byte not in WHITESPACE for byte in text.replace("\u2581", " ").encode())
+        spelled = name.translate(_BYTES).encode("latin-1", "replace")
+    elif re.fullmatch("<0x[0-9A-F]{2}>", name):  # SentencePiece's byte fallback
+        spelled = bytes.fromhex(name[3:5])
+    else:
+        spelled = name.replace("\u2581", " ").encode()
+    return spelled.translate(None, WHITESPACE)
+
+
+def _find_pieces(
+    tokenizer: Any, rewritten: Sequence[tuple[str, Sequence[bytes]]]
+) -> Iterator[list[int]]:
+    """Where tokens end in texts that SentencePiece, which knows their places, has rewritten.
+
+    Args:
+        tokenizer: of the texts.
+        rewritten: each text, and what its tokens after the start token spell.
+
+    Yields:
+        For each of these tokens what `_token_ends` counts.
+    """
+    if not rewritten:
+        return
+    import tensorflow_text
+
+    pieces = tensorflow_text.SentencepieceTokenizer(tokenizer.proto)
+    places = pieces.tokenize_with_offsets([text for text, _ in rewritten])[2].to_list()
+    for (text, spelled), ends in zip(rewritten, places, strict=True):
+        is_counted = [byte not in WHITESPACE for byte in text.encode()]
+        counts = list(accumulate(is_counted, initial=0))
+        ends = [0, *ends][: len(spelled) + 1]
+        ends += ends[-1:] * (len(spelled) + 1 - len(ends))  # the end token's, if there is one
+        yield [counts[end] for end in ends[1:]]
+
+
+def _find_spelled(
+    tokenizer: Any, rewritten: Sequence[tuple[str, Sequence[bytes]]]
+) -> Iterator[list[int]]:
+    """As `_find_pieces`, for a tokenizer that passes over characters.
+
+    keras-hub < 0.30 passes over `६`, which it uses itself, when it tokenizes for RoBERTa.
+    """
+    for text, spelled in rewritten:
+        letters, end, ends = _without_whitespace(text), 0, []
+        for part in spelled:
+            place = letters.find(part, end, end + len(part) + SKIPPED)
+            end = end if place < 0 else place + len(part)
+            ends.append(end)
+        yield ends

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from embedder_helpers.results.data_sets import data_key, data_labels, local_data, without_empty_data
+from embedder_helpers.results.formats import escape_markdown, to_markdown
 from embedder_helpers.results.intervals import Interval, mean_interval, paired_interval
 from embedder_helpers.results.naming import (
     KIND_NAMES,
@@ -18,7 +20,6 @@ from embedder_helpers.results.naming import (
     relevant_settings,
 )
 from embedder_helpers.results.result import Result
-from embedder_helpers.results.tables import to_markdown
 
 # Columns of the comparison: the metric, and the part of a result file that each one shows.
 COLUMNS = {
@@ -33,11 +34,15 @@ COLUMNS = {
 
 
 def group_by_seed(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """Results by task and name; those of a group differ in their seed only and are sorted by it."""
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result, name in zip(results, display_names(results), strict=True):
-        groups.setdefault((result.task["name"], name), []).append(result)
-    return {key: sorted(group, key=_seed) for key, group in groups.items()}
+    """Results by label of their data and name, sorted by seed, in which alone a group differs.
+
+    Of results with one seed, which are copies, the last one counts.
+    """
+    groups: dict[tuple[str, str], dict[int, Result]] = {}
+    labeled = zip(results, data_labels(results), display_names(results), strict=True)
+    for result, label, name in labeled:
+        groups.setdefault((label, name), {})[_seed(result)] = result
+    return {key: sorted(group.values(), key=_seed) for key, group in groups.items()}
 
 
 def score_matrix(
@@ -103,17 +108,15 @@ def format_comparison(results: Sequence[Result]) -> str:
     if all(len(group) == 1 for group in group_by_seed(results).values()):
         return ""
     text = _format_tables(results, deduplicated=False)
-    affected = [result for result in results if result.deduplicated]
-    if affected:
+    if any(result.deduplicated for result in results):
         counts = dict.fromkeys(
             f"{result.deduplicated['texts']} of {result.task['texts']['scored']} evaluation texts "
-            f"of {result.task['name']}"
-            for result in affected
+            f"of {escape_markdown(label)}"
+            for result, label in zip(results, data_labels(results), strict=True)
+            if result.deduplicated
         )
         text += f"Without {', '.join(counts)} that the train split contains too:\n\n"
-        tasks = {result.task["name"] for result in affected}
-        affected = [result for result in results if result.task["name"] in tasks]
-        text += _format_tables(affected, deduplicated=True)
+        text += _format_tables(results, deduplicated=True)
     return text
 
 
@@ -127,19 +130,20 @@ def _format_tables(results: Sequence[Result], deduplicated: bool) -> str:
 
 
 def comparison_table(results: Sequence[Result], *, deduplicated: bool = False) -> pd.DataFrame:
-    """A row per task and embedder: the mean and 95 % CI of each score.
+    """A row per data set and embedder: the mean and 95 % CI of each score.
 
     Args:
         results: results of any tasks.
-        deduplicated: whether to exclude evaluation texts that the train split contains too.
+        deduplicated: whether to exclude evaluation texts that the train split contains too, and
+            data sets that have none.
     """
     rows = []
-    for (task, name), group in group_by_seed(results).items():
-        row = {"task": task, "embedder": name, "seeds": len(group)}
+    for (task, name), group in _compared_groups(results, deduplicated).items():
+        row = {"task": task, "data": local_data(group[0]), "embedder": name, "seeds": len(group)}
         for column in COLUMNS:
             row[column] = format_interval(score_interval(group, column, deduplicated=deduplicated))
         rows.append(row)
-    return pd.DataFrame(rows)
+    return without_empty_data(pd.DataFrame(rows))
 
 
 def difference_table(results: Sequence[Result], *, deduplicated: bool = False) -> pd.DataFrame:
@@ -149,7 +153,7 @@ def difference_table(results: Sequence[Result], *, deduplicated: bool = False) -
     that lies entirely above zero means that the hybrid is better, up to the choice of test texts.
     The arguments are those of `comparison_table`.
     """
-    groups = group_by_seed(results)
+    groups = _compared_groups(results, deduplicated)
     rows = []
     for (task, name), hybrid in groups.items():
         if hybrid[0].experiment["kind"] != "hybrid":
@@ -157,13 +161,27 @@ def difference_table(results: Sequence[Result], *, deduplicated: bool = False) -
         for (other_task, other_name), other in groups.items():
             if other_task != task or not is_comparable(hybrid[0], other[0]):
                 continue
-            num_seeds = len(_paired_results(hybrid, other)[0])
-            row = {"task": task, "hybrid": name, "compared with": other_name, "seeds": num_seeds}
+            row = {
+                "task": task,
+                "data": local_data(hybrid[0]),
+                "hybrid": name,
+                "compared with": other_name,
+                "seeds": len(_paired_results(hybrid, other)[0]),
+            }
             for column in COLUMNS:
                 difference = paired_difference(hybrid, other, column, deduplicated=deduplicated)
                 row[column] = format_interval(difference, signed=True)
             rows.append(row)
-    return pd.DataFrame(rows)
+    return without_empty_data(pd.DataFrame(rows))
+
+
+def _compared_groups(
+    results: Sequence[Result], deduplicated: bool
+) -> dict[tuple[str, str], list[Result]]:
+    """The groups of all data sets, or of those with duplicates, with the same labels and names."""
+    keys = {data_key(result) for result in results if result.deduplicated or not deduplicated}
+    groups = group_by_seed(results)
+    return {key: group for key, group in groups.items() if data_key(group[0]) in keys}
 
 
 def paired_difference(
@@ -239,7 +257,7 @@ class AblationStep(NamedTuple):
     """One embedder of an ablation.
 
     Attributes:
-        task: name of the task.
+        task: label of the data.
         change: settings that differ from the previous step: `epochs 3, batch_size 32`.
         results: results of this step, by seed.
         previous: results of the previous step; empty for a task's first one.
@@ -252,7 +270,7 @@ class AblationStep(NamedTuple):
 
 
 def ablation_steps(results: Sequence[Result]) -> list[AblationStep]:
-    """The steps of each task, in the order of the results, which is that of the sweep's config."""
+    """The steps of each data set, in the order of the results: that of the sweep's config."""
     steps: list[AblationStep] = []
     latest: dict[str, list[Result]] = {}
     for (task, _), group in group_by_seed(results).items():
@@ -271,7 +289,7 @@ def _describe_change(results: Sequence[Result], previous: Sequence[Result]) -> s
     changes = [
         f"{name} {value}"
         for name, value in new.items()
-        if name not in ("kind", "seed") and old.get(name, ...) != value
+        if name not in ("kind", "seed", "task", "task_data") and old.get(name, ...) != value
     ]
     return ", ".join(changes if old["kind"] == new["kind"] else [kind, *changes])
 
@@ -288,10 +306,11 @@ def ablation_table(results: Sequence[Result]) -> pd.DataFrame:
     """
     rows = []
     for step in ablation_steps(results):
-        row = {"task": step.task, "step": step.change, "seeds": len(step.results)}
+        data, seeds = local_data(step.results[0]), len(step.results)
+        row = {"task": step.task, "data": data, "step": step.change, "seeds": seeds}
         for column in COLUMNS:
             row[column] = format_interval(score_interval(step.results, column))
             gain = paired_difference(step.results, step.previous, column) if step.previous else None
             row[f"{column} gain"] = format_interval(gain, signed=True)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return without_empty_data(pd.DataFrame(rows))

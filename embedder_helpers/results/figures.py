@@ -1,5 +1,6 @@
 """Figures of results: scores, curves over the cutoff, the leaderboard, ablations."""
 
+import functools
 import math
 import re
 import textwrap
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from embedder_helpers.errors import shorten
 from embedder_helpers.results.comparison import (
     COLUMNS,
     ablation_steps,
@@ -17,9 +19,15 @@ from embedder_helpers.results.comparison import (
     score_interval,
     score_matrix,
 )
-from embedder_helpers.results.leaderboard import load_leaderboard, load_original_study, our_models
+from embedder_helpers.results.leaderboard import (
+    load_leaderboard,
+    load_original_study,
+    our_models,
+    uses_mteb_protocol,
+)
 from embedder_helpers.results.naming import KIND_NAMES, is_validation_score
 from embedder_helpers.results.result import Result
+from embedder_helpers.utils.files import atomic_write
 
 if TYPE_CHECKING:  # imported by the functions that draw, so that a sweep does not wait for it
     from matplotlib.axes import Axes
@@ -30,9 +38,13 @@ STYLES = ("-", "--", "-.", ":")
 METRICS = ("accuracy", "macro F1")
 MAJORITY_LABEL = "majority-class baseline"
 NAME_WIDTH = 46  # characters of a line beside the axis
+TITLE_WIDTH = 46  # characters of a line above a panel
 LEGEND_WIDTH = 145  # characters of a line of the legend
+MAX_NAME = 200  # characters of a name
+DPI = 150
+MAX_PIXELS = 30_000  # of the height; Matplotlib draws at most 65,535
 
-# Results by task and name.
+# Results by label of their data and name.
 GroupsByTask = dict[str, dict[str, list[Result]]]
 # Line styles by family and name.
 LineStyles = dict[tuple[str, str], str]
@@ -73,26 +85,15 @@ def _by_task(results: Sequence[Result]) -> GroupsByTask:
 
 
 def _plot_groups(by_task: GroupsByTask, path: str | Path | None) -> "Figure":
-    """A row of panels per task; in each, a row per embedder."""
-    by_task = {
-        task: {_wrap(name): group for name, group in groups.items()}
-        for task, groups in by_task.items()
-    }
-    heights = [
-        0.8 + sum(0.42 + 0.16 * name.count("\n") for name in groups) for groups in by_task.values()
-    ]
+    """A row of panels per data set; in each, a row per embedder."""
+    names = [[_wrap(name, NAME_WIDTH) for name in groups] for groups in by_task.values()]
+    heights = [0.8 + sum(0.42 + 0.16 * name.count("\n") for name in of_task) for of_task in names]
     figure, panels = _make_panels(list(by_task), heights, sharey="row")
-    for groups, row in zip(by_task.values(), panels, strict=True):
+    for groups, of_task, row in zip(by_task.values(), names, panels, strict=True):
         for metric, panel in zip(METRICS, row, strict=True):
             _draw_scores(panel, groups, metric)
+            panel.set_yticks(range(len(groups)), of_task, fontsize=9)
     return _finish(figure, panels, path)
-
-
-def _wrap(name: str) -> str:
-    """A name in lines that end at its commas."""
-    parts = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in name.split(", ")]
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(", ".join(parts), NAME_WIDTH, **options).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _draw_scores(panel: "Axes", groups: dict[str, list[Result]], metric: str) -> None:
@@ -113,7 +114,6 @@ def _draw_scores(panel: "Axes", groups: dict[str, list[Result]], metric: str) ->
         means = [interval.mean for interval in known.values()]
         panel.plot(means, list(known), marker, color=color, label=label)
     panel.axvline(_majority_score(groups, metric), color="#777", ls=":", label=MAJORITY_LABEL)
-    panel.set_yticks(range(len(groups)), list(groups), fontsize=9)
     panel.set_ylim(len(groups) - 0.5, -0.5)
     panel.grid(axis="x", alpha=0.3)
 
@@ -144,10 +144,13 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> "F
     if any(map(is_validation_score, results)):  # the original study's scores are of the test split
         study = study.iloc[:0]
     styles: LineStyles = {}
-    for task, row in zip(by_task, panels, strict=True):
+    for groups, row in zip(by_task.values(), panels, strict=True):
+        first = next(iter(groups.values()))[0]
+        is_comparable = all(uses_mteb_protocol(group[0]) for group in groups.values())
+        task = first.task["name"] if is_comparable else None
         for metric, panel in zip(METRICS, row, strict=True):
-            has_bands = _draw_curves(panel, by_task[task], metric, styles)
-            _draw_levels(panel, by_task[task], metric, styles)
+            has_bands = _draw_curves(panel, groups, metric, styles)
+            _draw_levels(panel, groups, metric, styles)
             if has_bands:
                 panel.fill_between([], [], color="#777", alpha=0.3, label="95 % CI")
             _draw_original_study(panel, study[study["task"] == task], metric)
@@ -236,14 +239,15 @@ def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) 
         The figure; None if no result is comparable with the leaderboard.
     """
     board, ours = load_leaderboard(), our_models(results)
-    tasks = sorted(set(ours["task"]) & set(board["task"])) if len(ours) else []
-    if not tasks:
+    ranked = ours[ours["task"].isin(board["task"])] if len(ours) else ours
+    if ranked.empty:
         return None
-    figure, panels = _make_panels(tasks, [3.6] * len(tasks), sharex=True)
-    for task, row in zip(tasks, panels, strict=True):
+    tasks = dict(sorted(zip(ranked["label"], ranked["task"], strict=True)))
+    figure, panels = _make_panels(list(tasks), [3.6] * len(tasks), sharex=True)
+    for (label, task), row in zip(tasks.items(), panels, strict=True):
         for metric, panel in zip(METRICS, row, strict=True):
             _draw_board(panel, board[board["task"] == task], metric)
-            _draw_ours(panel, ours[ours["task"] == task], metric)
+            _draw_ours(panel, ranked[ranked["label"] == label], metric)
             panel.set_xscale("log")
             panel.grid(alpha=0.3)
     for panel in panels[-1]:
@@ -283,8 +287,9 @@ def _make_panels(
     figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights, **shared)
     for task, row in zip(tasks, panels, strict=True):
-        for title, panel in zip((f"{task}: accuracy", "macro F1"), row, strict=True):
-            panel.set_title(title, loc="left", size=10)
+        title = _wrap(f"{task}: accuracy", TITLE_WIDTH)
+        for text, panel in zip((title, "macro F1"), row, strict=True):
+            panel.set_title(text, loc="left", size=10)
             panel.spines[["top", "right"]].set_visible(False)
     return figure, panels
 
@@ -293,13 +298,47 @@ def _finish(figure: "Figure", panels: np.ndarray, path: str | Path | None) -> "F
     """The figure with one legend for all panels; saved if there is a path."""
     legends = [panel.get_legend_handles_labels() for panel in panels[:, 0]]
     handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    labels = [_wrap(label, LEGEND_WIDTH) for label in handles]
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center",
-        ncols=_legend_columns(list(handles)), frameon=False, fontsize=8,
+        handles.values(), labels, loc="outside upper center",
+        ncols=_legend_columns(labels), frameon=False, fontsize=8,
     )  # fmt: skip
     if path:
-        figure.savefig(path, dpi=150)
+        save(figure, Path(path))
     return figure
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a figure to a file, atomically; a very high one has fewer dots per inch."""
+    dpi = min(DPI, MAX_PIXELS / figure.get_figheight())
+    return atomic_write(path, lambda part: figure.savefig(part, dpi=dpi))
+
+
+def _wrap(text: str, width: int) -> str:
+    """Text as Matplotlib draws it literally, in lines that end at commas where possible.
+
+    Every text that is not ours is drawn through this: it is cut if it is too long, characters that
+    the font lacks are spelled `\\u4e2d`, and `$` is a letter, not the start of a formula.
+    """
+    text = "".join(
+        letter if letter in _glyphs() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
+    )
+    parts = [
+        part.replace(" ", "\N{NO-BREAK SPACE}") if len(part) < width else part
+        for part in shorten(text, MAX_NAME).split(", ")
+    ]
+    lines = textwrap.fill(", ".join(parts), width, break_on_hyphens=False)
+    return lines.replace("\N{NO-BREAK SPACE}", " ").replace("$", r"\$")
+
+
+@functools.cache
+def _glyphs() -> frozenset[str]:
+    """The letters that Matplotlib's font has."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    letters = map(chr, get_font(findfont(FontProperties())).get_charmap())
+    return frozenset(filter(str.isprintable, letters))
 
 
 def _legend_columns(labels: Sequence[str]) -> int:

@@ -12,11 +12,13 @@ import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from embedder_helpers.data.tasks import MTEB_TASKS
+from embedder_helpers.errors import InputError, shorten, show
 from embedder_helpers.results.comparison import group_by_seed, score_interval
+from embedder_helpers.results.data_sets import local_data, mteb_task, without_empty_data
 from embedder_helpers.results.naming import is_validation_score
 from embedder_helpers.results.result import Result
 from embedder_helpers.utils.files import package_path
@@ -25,12 +27,58 @@ REFERENCE = package_path("reference", "results/reference")
 LEADERBOARD_FILE = REFERENCE / "leaderboard.csv"
 SOURCE = "github.com/embeddings-benchmark/results"  # CC0
 # A commit may consist of digits only, or of digits and an e, and be read as a number.
-TYPES = {"parameters": "Int64", "mteb_version": "str", "commit": "str", "read": "str"}
+TYPES = {
+    "model": "str", "parameters": "Int64", "task": "str", "accuracy": "float64", "f1": "float64",
+    "trained_on_task": "str", "self_reported": "bool", "mteb_version": "str", "commit": "str",
+    "read": "str",
+}  # fmt: skip
+MAX_BYTES = 2**24  # of the file: some 100 a row
+MAX_NAME = 200  # letters
 
 
 def load_leaderboard(path: Path = LEADERBOARD_FILE) -> pd.DataFrame:
-    """A row per model and task: model, parameters, task, accuracy, f1, trained_on_task, …"""
-    return pd.read_csv(path, dtype=TYPES)
+    """A row per model and task: model, parameters, task, accuracy, f1, trained_on_task, …
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:  # not one without an end
+            raise ValueError("it is no file, or too large")
+        board = pd.read_csv(path, dtype=TYPES, usecols=list(TYPES), index_col=False)
+        board = board[list(TYPES)]
+        _check_board(board)
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{show(str(path))} is not a file of leaderboard scores ({shorten(reason, 200)}): "
+            "write it again with tools/refresh_leaderboard.py, or take that of the repository"
+        ) from None
+    return board
+
+
+def _check_board(board: pd.DataFrame) -> None:
+    """Raises ValueError if a row cannot be one of scores."""
+    conditions = {
+        "model": board["model"].map(_is_name) & ~board.duplicated(["task", "model"]),
+        "task": board["task"].notna(),
+        "parameters": board["parameters"].isna() | (board["parameters"] >= 0),
+        "accuracy": board["accuracy"].between(0, 1),
+        "f1": board["f1"].isna() | board["f1"].between(0, 1),
+        "trained_on_task": board["trained_on_task"].isin(["yes", "no", "unknown"]),
+        "commit": board["commit"].notna(),
+        "read": board["read"].str.fullmatch(r"[12]\d{3}-(0[1-9]|1[0-2])").eq(True),
+    }
+    if board.empty:
+        raise ValueError("it has no rows")
+    for column, is_valid in conditions.items():
+        if not is_valid.all():
+            row = int(is_valid.argmin())
+            raise ValueError(f"row {row + 1}: {column} is {show(board[column].tolist()[row])}")
+
+
+def _is_name(model: Any) -> bool:
+    return isinstance(model, str) and model.isprintable() and len(model) <= MAX_NAME
 
 
 def last_updated(path: Path = LEADERBOARD_FILE) -> str:
@@ -59,26 +107,27 @@ def load_original_study() -> pd.DataFrame:
 
 
 def uses_mteb_protocol(result: Result) -> bool:
-    """Whether each run of the protocol sampled as many texts per label as MTEB's does."""
-    task = MTEB_TASKS.get(result.task["name"])
-    if task is None:
-        return True
+    """Whether a result is on a task of MTEB's, with as many texts per label in each run."""
+    if (task := mteb_task(result)) is None:
+        return False
     return result.task.get("samples_per_label", task.samples_per_label) == task.samples_per_label
 
 
 def our_models(results: Sequence[Result]) -> pd.DataFrame:
-    """A row per task and embedder: mean scores on the test split, and number of parameters.
+    """A row per task of MTEB's and embedder: mean test scores, and number of parameters.
 
-    Columns are those of the leaderboard, and `low` and `high`, the 95 % CI of the accuracy. Trained
-    embedders have `trained_on_task: yes`.
+    Columns are those of the leaderboard, and `low` and `high`, the 95 % CI of the accuracy; `label`
+    and `data` say which data it is of. Trained embedders have `trained_on_task: yes`.
     """
     rows = []
-    for (task, name), group in _test_groups(results).items():
+    for (label, name), group in _test_groups(results).items():
         first = group[0]
         accuracy, f1 = score_interval(group, "accuracy"), score_interval(group, "macro F1")
         rows.append(
             {
-                "task": task,
+                "task": first.task["name"],
+                "label": label,
+                "data": local_data(first),
                 "model": name,
                 "kind": first.experiment["kind"],
                 "parameters": first.parameters,
@@ -94,13 +143,13 @@ def our_models(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def _test_groups(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """Results by task and name, without those of the validation split or with other samples."""
-    tested = [
-        result
-        for result in results
-        if uses_mteb_protocol(result) and not is_validation_score(result)
-    ]
-    return group_by_seed(tested) if tested else {}
+    """Results that MTEB's can be compared with, on its tasks' test splits, by label and name."""
+    # Grouped before others are left out, so that labels and names are those of other tables.
+    return {
+        key: group
+        for key, group in group_by_seed(results).items()
+        if uses_mteb_protocol(group[0]) and not is_validation_score(group[0])
+    }
 
 
 def leaderboard_ranks(results: Sequence[Result]) -> pd.DataFrame:
@@ -120,7 +169,8 @@ def leaderboard_ranks(results: Sequence[Result]) -> pd.DataFrame:
         better = models[accuracies > ours.accuracy].sort_values("accuracy")
         rows.append(
             {
-                "task": ours.task,
+                "task": ours.label,
+                "data": ours.data,
                 "embedder": ours.model,
                 "seeds": ours.seeds,
                 "parameters": ours.parameters,
@@ -135,7 +185,8 @@ def leaderboard_ranks(results: Sequence[Result]) -> pd.DataFrame:
         )
     if not rows:
         return pd.DataFrame()
-    return pd.DataFrame(rows).sort_values(["task", "accuracy"], ascending=[True, False])
+    table = pd.DataFrame(rows).sort_values(["task", "accuracy"], ascending=[True, False])
+    return without_empty_data(table)
 
 
 def _format_rank(score: float, others: pd.Series) -> str:
@@ -158,18 +209,20 @@ def original_study_table(results: Sequence[Result]) -> pd.DataFrame:
     """
     study = load_original_study()
     rows = []
-    for (task, name), group in _test_groups(results).items():
-        published = _published_scores(study[study["task"] == task], group[0])
+    for (label, name), group in _test_groups(results).items():
+        first = group[0]
+        published = _published_scores(study[study["task"] == first.task["name"]], first)
         if published is None:
             continue
         cutoff = published["llm_layers"]
-        row = {"task": task, "embedder": name, "cutoff": "-" if pd.isna(cutoff) else int(cutoff)}
+        row = {"task": label, "data": local_data(first), "embedder": name}
+        row["cutoff"] = "-" if pd.isna(cutoff) else int(cutoff)
         for column, metric in (("accuracy", "accuracy"), ("macro F1", "f1")):
             original, ours = float(published[metric]), score_interval(group, column).mean
             row |= {f"original {column}": original, f"our {column}": ours}
             row |= {f"{column} difference": ours - original}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return without_empty_data(pd.DataFrame(rows))
 
 
 def _published_scores(study: pd.DataFrame, result: Result) -> pd.Series | None:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedder_helpers.config import settings, stored_experiment
+from embedder_helpers.results.data_sets import data_key, short_fingerprint
 from embedder_helpers.results.result import Result
 
 KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
-INPUT_NAMES = {"task": "data", "llm_preset": "Gemma", "slm_preset": "RoBERTa"}
+MODEL_NAMES = {"llm_preset": "Gemma", "slm_preset": "RoBERTa"}
 
 
 def embedder_name(result: Result) -> str:
@@ -34,33 +35,33 @@ def is_validation_score(result: Result) -> bool:
 def display_names(results: Sequence[Result]) -> list[str]:
     """A name for each result: its embedder, and all that distinguishes it but the seed.
 
-    Results of a task that have equal names differ in their seed only.
+    Results of the same data that have equal names differ in their seed only.
     """
-    settings = [name for name in differing_settings(results) if name not in ("seed", "task")]
+    settings = [name for name in differing_settings(results) if name != "seed"]
     names = []
     for result in results:
-        of_task = [other for other in results if other.task["name"] == result.task["name"]]
+        others = [other for other in results if data_key(other) == data_key(result)]
         distinctions = [
             f"{name} {value}"
             for name, value in setting_values(result, settings).items()
             if value != "-"
         ]
-        distinctions += _differing_origin(result, of_task)
+        distinctions += _differing_origin(result, others)
         names.append(", ".join([embedder_name(result), *distinctions]))
     return names
 
 
 def differing_settings(results: Sequence[Result]) -> list[str]:
-    """The settings that differ between results of a kind and task and are not part of the name."""
-    values: dict[tuple[str, str, str], set] = {}
+    """The settings that differ between results of a kind and data set and are not in the name."""
+    values: dict[tuple, set] = {}
     for result in results:
         for name, value in relevant_settings(result).items():
             if (name, value) != ("epochs", 0):  # the name says `untrained`
-                group = result.experiment["kind"], result.task["name"], name
+                group = result.experiment["kind"], data_key(result), name
                 values.setdefault(group, set()).add(value)
     differing = {name for (_, _, name), different in values.items() if len(different) > 1}
-    # The first and last are part of the name; the content of `task_data` counts, not its path.
-    differing -= {"llm_layers", "task_data", "scored_split"}
+    # The first two are part of the name; the content of the data counts, not its path.
+    differing -= {"llm_layers", "scored_split", "task", "task_data"}
     return [name for name in settings() if name in differing]
 
 
@@ -76,10 +77,10 @@ def relevant_settings(result: Result) -> dict[str, Any]:
 
 
 def _differing_origin(result: Result, others: Sequence[Result]) -> list[str]:
-    """Version, sample size, data and models of a result, as far as they differ from the others'."""
+    """Version, sample size and models of a result, as far as they differ from the others'."""
     origins = [_origin(other) for other in others]
     return [
-        f"{name} {'unknown' if value is None else value}"
+        f"{name} {_format_origin(name, value)}"
         for name, value in _origin(result).items()
         if any(origin.get(name, value) != value for origin in origins)
     ]
@@ -89,4 +90,10 @@ def _origin(result: Result) -> dict[str, Any]:
     return {
         "version": result.versions.get("embedder_helpers"),
         "texts per label": result.task.get("samples_per_label"),
-    } | {INPUT_NAMES[name]: fingerprint[:8] for name, fingerprint in result.inputs.items()}
+    } | {MODEL_NAMES[name]: value for name, value in result.inputs.items() if name in MODEL_NAMES}
+
+
+def _format_origin(name: str, value: Any) -> Any:
+    if value is None:
+        return "unknown"
+    return short_fingerprint(value) if name in MODEL_NAMES.values() else value

@@ -1,17 +1,25 @@
 """Reports on results: the printed summary of a sweep, and a page in Markdown and HTML with CSVs."""
 
 import base64
+import contextlib
 import datetime
 import html
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
 from embedder_helpers.results import comparison, figures
+from embedder_helpers.results.formats import (
+    escape_markdown,
+    map_texts,
+    one_line,
+    to_csv,
+    to_markdown,
+    write_text,
+)
 from embedder_helpers.results.leaderboard import (
     last_updated,
     leaderboard_ranks,
@@ -28,9 +36,8 @@ from embedder_helpers.results.tables import (
     layer_table,
     reading_notes,
     results_table,
-    to_markdown,
 )
-from embedder_helpers.utils.files import atomic_write, writable_folder
+from embedder_helpers.utils.files import writable_folder
 
 if TYPE_CHECKING:  # imported by the functions that draw
     from matplotlib.figure import Figure
@@ -38,6 +45,7 @@ if TYPE_CHECKING:  # imported by the functions that draw
 logger = logging.getLogger(__name__)
 
 TITLE = "Results"
+MAX_TEXT = 10_000  # letters of a section
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-size: 13px; } div { overflow-x: auto; }
@@ -64,18 +72,19 @@ def summarize(results: Sequence[Result], out: str | Path) -> list[Path]:
         InputError: there are no results, or the folder cannot be written.
     """
     check_results(results)
-    folder = writable_folder(out)
     text = comparison.format_comparison(results) + format_results(results)
+    if has_curves := has_layer_curve(results):
+        text = to_markdown(layer_table(results)) + "\n" + text
+    print(text)  # even if the disk turns out to be full
+    folder = writable_folder(out)
     paths = [folder / SCORES_FIGURE]
     figures.plot_scores(results, folder / SCORES_FIGURE)
-    (folder / LAYERS_FIGURE).unlink(missing_ok=True)  # it may show other results
-    if has_layer_curve(results):
-        text = to_markdown(layer_table(results)) + "\n" + text
+    with contextlib.suppress(OSError):
+        (folder / LAYERS_FIGURE).unlink()  # it may show other results
+    if has_curves:
         figures.plot_layers(results, folder / LAYERS_FIGURE)
         paths.append(folder / LAYERS_FIGURE)
-    save = partial(Path.write_text, data=text, encoding="utf-8")
-    atomic_write(folder / TABLE_FILE, save)
-    print(text)
+    write_text(folder / TABLE_FILE, text)
     logger.info("table and figures: %s", ", ".join(map(str, [folder / TABLE_FILE, *paths])))
     return paths
 
@@ -86,7 +95,7 @@ class Section(NamedTuple):
     Attributes:
         name: name of the files of its table and figure, without extension.
         title: heading.
-        text: explanation for readers.
+        text: explanation for readers, in plain text.
         table: table of the section; empty or None for none.
         figure: figure of the section; None for none.
     """
@@ -101,6 +110,10 @@ class Section(NamedTuple):
     def has_table(self) -> bool:
         """Whether there are rows to show."""
         return self.table is not None and not self.table.empty
+
+    def rounded_table(self) -> pd.DataFrame:
+        """The table as HTML shows it: rounded, and text without control characters."""
+        return map_texts(self.table.round(3), one_line)
 
 
 class Report(NamedTuple):
@@ -121,9 +134,10 @@ class Report(NamedTuple):
         from IPython.display import Image, Markdown, display
 
         for section in self.sections:
-            display(Markdown(f"### {section.title}\n\n{section.text}"))
+            display(Markdown(f"### {section.title}\n\n{escape_markdown(section.text, MAX_TEXT)}"))
             if section.has_table:
-                display(section.table.round(3))
+                with pd.option_context("display.html.use_mathjax", False):
+                    display(section.rounded_table())
             if section.figure is not None:
                 display(Image(self.folder / f"{section.name}.png"))
 
@@ -145,11 +159,9 @@ def write_report(results: Sequence[Result], out: str | Path) -> Report:
     files: list[Path] = []
     for section in sections:
         if section.has_table:
-            save = partial(section.table.to_csv, index=False)
-            files.append(atomic_write(folder / f"{section.name}.csv", save))
+            files.append(to_csv(section.table, folder / f"{section.name}.csv"))
         if section.figure is not None:
-            save = partial(section.figure.savefig, dpi=150)
-            files.append(atomic_write(folder / f"{section.name}.png", save))
+            files.append(figures.save(section.figure, folder / f"{section.name}.png"))
     date = f"Written {datetime.date.today():%d %B %Y}."
     head = f"<!doctype html><meta charset=utf-8><title>{TITLE}</title><style>{STYLE}</style>"
     body = f"<h1>{TITLE}</h1><p>{date}</p>\n{_format_html(sections, folder)}"
@@ -157,9 +169,7 @@ def write_report(results: Sequence[Result], out: str | Path) -> Report:
         "report.md": f"# {TITLE}\n\n{date}\n\n{_format_markdown(sections)}\n",
         "report.html": f"{head}\n{body}\n",
     }
-    for name, page in pages.items():
-        save = partial(Path.write_text, data=page, encoding="utf-8")
-        files.append(atomic_write(folder / name, save))
+    files += [write_text(folder / name, page) for name, page in pages.items()]
     return Report(sections, folder, files)
 
 
@@ -222,7 +232,7 @@ def _format_markdown(sections: Sequence[Section]) -> str:
     """The sections in Markdown, with links to their figures."""
     blocks = []
     for section in sections:
-        blocks += [f"## {section.title}", section.text]
+        blocks += [f"## {section.title}", escape_markdown(section.text, MAX_TEXT)]
         if section.has_table:
             blocks.append(to_markdown(section.table).strip())
         if section.figure is not None:
@@ -235,9 +245,10 @@ def _format_html(sections: Sequence[Section], folder: Path) -> str:
     blocks = []
     for section in sections:
         title = html.escape(section.title)
-        blocks.append(f"<h2>{title}</h2><p>{html.escape(section.text)}</p>")
+        blocks.append(f"<h2>{title}</h2><p>{html.escape(one_line(section.text, MAX_TEXT))}</p>")
         if section.has_table:
-            table = section.table.round(3).to_html(index=False, border=0, na_rep="-")
+            with pd.option_context("display.max_colwidth", None):  # text is short already
+                table = section.rounded_table().to_html(index=False, border=0, na_rep="-")
             blocks.append(f"<div>{table}</div>")
         if section.figure is not None:
             image = base64.b64encode((folder / f"{section.name}.png").read_bytes()).decode()

@@ -1,17 +1,30 @@
 """The Result: what one experiment measured, and the file that keeps it."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from embedder_helpers import __version__
-from embedder_helpers.config import Experiment, resolve_cutoffs, settings
+from embedder_helpers.config import Experiment, resolve_cutoffs, settings, stored_experiment
 from embedder_helpers.data.tasks import Task
-from embedder_helpers.utils.files import atomic_write
+from embedder_helpers.errors import InputError, shorten, show
+from embedder_helpers.utils.json_files import CHECKSUM, check_checksum, read_json, write_json
+from embedder_helpers.utils.stored_values import between, check_fields, check_settings, having
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 2**24  # of a result file
+MAX_NAME = 60  # letters of a task's name in the name of a file
+MAX_STEM = 120  # letters of the readable part of it; systems allow 255 bytes for the whole
+FILE_NAME = re.compile(r".+-[0-9a-f]{8}\.json")
 
 # Fields that files spell otherwise, since the first ones were written.
 STORED_NAMES = {
@@ -21,6 +34,40 @@ STORED_NAMES = {
     "layer_selection": "choice",
     "deduplicated": "unrepeated",
 }
+
+# Settings that every version's results have; newer ones are missing in older files.
+EVER_PRESENT = (
+    "task", "task_data", "text_column", "label_column", "samples_per_label", "kind", "llm_preset",
+    "llm_layers", "layer_pooling", "final_norm", "fusion", "projection", "slm_preset", "pooling",
+    "max_tokens", "seed", "epochs", "batch_size", "learning_rate", "projection_learning_rate",
+    "train_split", "max_train_texts",
+)  # fmt: skip
+
+Count = Annotated[int, between(0)]
+Score = Annotated[float, between(0, 1 + 1e-9)]  # a mean may be rounded up
+Seconds = Annotated[float, between(0, 1e12)]
+Metrics = Annotated[dict[str, Score | None], having("accuracy", "f1")]
+
+
+class TaskFields(TypedDict):
+    """What a result says about its task; older files lack some of it."""
+
+    name: str
+    source: NotRequired[str]
+    path: NotRequired[str | None]
+    samples_per_label: NotRequired[Count]
+    labels: NotRequired[Count]
+    texts: dict[str, Count]
+    notes: list[str]
+
+
+class DeduplicatedFields(TypedDict):
+    """The number of duplicates, and the scores without them, unless all texts are duplicates."""
+
+    texts: Count
+    scores: NotRequired[Metrics]
+    experiments: NotRequired[list[Metrics]]
+    head: NotRequired[Metrics | None]
 
 
 @dataclass(frozen=True)
@@ -56,23 +103,23 @@ class Result:
     """
 
     experiment: dict[str, Any]
-    task: dict[str, Any]
-    cutoffs: list[int]
-    num_layers: int | None
-    scores: dict[str, float | None]
-    scores_per_experiment: list[dict[str, float | None]]
-    head: dict[str, float | None] | None
-    majority_baseline: dict[str, float | None]
-    history: list[dict[str, float]]
-    truncated: int
-    seconds: dict[str, float]
+    task: TaskFields
+    cutoffs: list[Annotated[int, between(1)]]
+    num_layers: Count | None
+    scores: Metrics
+    scores_per_experiment: list[Metrics]
+    head: Metrics | None
+    majority_baseline: Metrics
+    history: list[Annotated[dict[str, float], having("val_accuracy")]]
+    truncated: Count
+    seconds: Annotated[dict[str, Seconds], having("total")]
     versions: dict[str, str]
     device: list[str]
-    inputs: dict[str, str]
+    inputs: Annotated[dict[str, str], having("task")]
     projection: dict[str, float] | None = None
-    layer_selection: dict[str, float] | None = None
-    deduplicated: dict[str, Any] | None = None
-    parameters: int | None = None
+    layer_selection: dict[str, Score] | None = None
+    deduplicated: DeduplicatedFields | None = None
+    parameters: Count | None = None
 
     def as_stored(self) -> dict[str, Any]:
         """The fields as a file spells them."""
@@ -81,9 +128,67 @@ class Result:
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> "Result":
-        """The result of a file's fields; raises TypeError if they are not those of a result."""
+        """The result of the fields that a saved embedder holds, each of them checked.
+
+        Raises:
+            TypeError: a field or setting that this version does not know; a later one may.
+            InputError: a missing field, or a value that no result has.
+        """
+        try:
+            return cls._from_fields(values)
+        except ValueError as error:
+            raise InputError(
+                f"the result in embedder.json is damaged ({error}): run its experiment again"
+            ) from None
+
+    @classmethod
+    def _from_fields(cls, values: Mapping[str, Any]) -> "Result":
+        """The result of a file's fields; a ValueError where `from_stored` raises InputError."""
         names = {stored: name for name, stored in STORED_NAMES.items()}
-        return cls(**{names.get(name, name): value for name, value in values.items()})
+        values = {names.get(name, name): value for name, value in values.items()}
+        check_fields(values, cls)
+        check_settings(values["experiment"], EVER_PRESENT, "experiment")
+        result = cls(**values)
+        result._check_consistency()
+        return result
+
+    def _check_consistency(self) -> None:
+        """Raise ValueError if fields contradict one another."""
+        most = self.num_layers or 0
+        is_ascending = self.cutoffs == sorted(set(self.cutoffs))
+        reads_gemma = self.experiment["kind"] != "roberta_only"
+        if not is_ascending or any(cutoff > most for cutoff in self.cutoffs):
+            raise ValueError(f"cutoffs is {show(self.cutoffs)}, of {most} layers")
+        if reads_gemma != bool(self.cutoffs):
+            raise ValueError(f"cutoffs is {show(self.cutoffs)} for {self.experiment['kind']}")
+        layers = stored_experiment(self.experiment).llm_layers
+        if reads_gemma and layers != "auto":
+            if resolve_cutoffs(layers, most) != tuple(self.cutoffs):
+                raise ValueError(f"cutoffs is {show(self.cutoffs)}, but llm_layers {show(layers)}")
+        _check_means("scores", self.scores, self.scores_per_experiment)
+        if duplicates := self.deduplicated:
+            if "scored" not in self.task["texts"]:
+                raise ValueError("task.texts.scored is missing")
+            if duplicates.keys() & {"scores", "experiments"}:
+                _check_means(
+                    "deduplicated.scores",
+                    duplicates.get("scores", {}),
+                    duplicates.get("experiments", []),
+                )
+
+
+def _check_means(where: str, means: Metrics, runs: Sequence[Metrics]) -> None:
+    """Raise ValueError unless scores are the means of those of the runs."""
+    if not means or not runs or any(run.keys() != means.keys() for run in runs):
+        raise ValueError(f"{where} has other metrics than its runs")
+    for name, value in means.items():
+        values = [run[name] for run in runs]
+        if value is None or None in values:
+            is_mean = value is None and set(values) == {None}
+        else:
+            is_mean = math.isclose(math.fsum(values) / len(values), value, abs_tol=1e-9)
+        if not is_mean:
+            raise ValueError(f"{where}.{name} is not the mean of the runs")
 
 
 def result_name(
@@ -91,20 +196,24 @@ def result_name(
 ) -> str:
     """A readable file name, ending in a hash of all that determines the result.
 
+    It has at most about 130 letters, digits and `+_-`, whatever the task is called, so that every
+    system allows it, also with what is put before and after it.
+
     Args:
         experiment: settings; those that name inputs are left out, as `inputs` has their content.
         task: task of the experiment.
         num_layers: number of the complete Gemma's layers; None for RoBERTa alone.
         inputs: fingerprints of data and presets.
     """
-    parts = [task.name, experiment.kind]
+    parts = [re.sub(r"[^A-Za-z0-9_]+", "-", task.name).strip("-")[:MAX_NAME] or "task"]
+    parts.append(experiment.kind)
     known = settings()
     relevant = {
         name: value
         for name, value in experiment.relevant_settings().items()
         if not known[name].fingerprinted
     }
-    relevant["samples_per_label"] = task.samples_per_label
+    relevant |= {"task": task.name, "samples_per_label": task.samples_per_label}
     if experiment.selects_layer():
         parts.append("kauto")
     elif num_layers is not None:
@@ -114,7 +223,8 @@ def result_name(
     if experiment.kind != "gemma_only":
         parts.append(f"seed{experiment.seed}" if experiment.epochs else "untrained")
     content = json.dumps([relevant, dict(inputs), __version__], sort_keys=True).encode()
-    return "-".join([*parts, hashlib.sha256(content).hexdigest()[:8]]) + ".json"
+    stem = "-".join(parts)[:MAX_STEM].rstrip("+-")
+    return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.json"
 
 
 def embedder_folder(path: Path) -> Path:
@@ -123,14 +233,34 @@ def embedder_folder(path: Path) -> Path:
 
 
 def read_result(path: Path) -> Result | None:
-    """Read a result file; None if it is missing or not a complete result."""
+    """Read a result file; None if it is missing, or is no complete and undamaged result.
+
+    A damaged one is logged, once in a process, and one that a later version wrote. Other JSON
+    files, which a folder may hold as well, are not.
+    """
+    values, remedy = None, "run the experiment again, or delete it"
     try:
-        return Result.from_stored(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError):
+        values = read_json(path, MAX_BYTES)
+        fields = check_checksum(values)
+        if CHECKSUM in values:  # and so as it was written
+            remedy = "a later version wrote it, so update embedder_helpers"
+        return Result._from_fields(fields)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, TypeError) as error:
+        reason = str(error)
+    if FILE_NAME.fullmatch(path.name) or (isinstance(values, dict) and "scores" in values):
+        _warn_of_uncounted(path, shorten(reason, 300), remedy)
+    return None
+
+
+@functools.cache  # once in a process
+def _warn_of_uncounted(path: Path, reason: str, remedy: str) -> None:
+    logger.warning("%s is not counted, since it cannot be read (%s): %s", path, reason, remedy)
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Write a result file atomically."""
-    content = json.dumps(result.as_stored(), indent=1) + "\n"
-    atomic_write(path, lambda part: part.write_text(content, encoding="utf-8"))
+    """Write a result file atomically, with a checksum."""
+    write_json(path, result.as_stored())

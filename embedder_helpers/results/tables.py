@@ -1,6 +1,7 @@
 """Tables of results as people read them, and the result files of a folder."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,16 @@ import pandas as pd
 
 from embedder_helpers.builtin import BUILTIN_PRESETS
 from embedder_helpers.errors import InputError
+from embedder_helpers.results.data_sets import (
+    data_key,
+    data_labels,
+    data_source,
+    describe_local_data,
+    local_data,
+    local_path,
+    without_empty_data,
+)
+from embedder_helpers.results.formats import escape_markdown, one_line, to_csv, to_markdown
 from embedder_helpers.results.naming import (
     differing_settings,
     display_names,
@@ -16,12 +27,15 @@ from embedder_helpers.results.naming import (
     setting_values,
 )
 from embedder_helpers.results.result import Result, read_result
-from embedder_helpers.utils.files import atomic_write
+from embedder_helpers.utils.files import as_path
 
 SCORES_FIGURE = "scores.png"
 LAYERS_FIGURE = "layers.png"
 TABLE_FILE = "table.md"
 CSV_FILE = "results.csv"
+EMBEDDER_FILE = "embedder.json"  # of a saved embedder's folder
+MAX_NOTES = 12  # on one data set
+MAX_NOTE = 500  # letters
 
 
 # === Result files ===
@@ -45,27 +59,42 @@ def find_results(folder: str | Path) -> dict[str, Result]:
     Raises:
         InputError: it contains none.
     """
-    if results := _read_folder(folder, "*.json") or _read_folder(folder, "*/**/*.json"):
+    results: dict[str, Result] = {}
+    root, seen = str(as_path(folder)), set()
+    for parent, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link to a folder that holds it
+            folders.clear()
+            continue
+        seen.add(real)
+        if parent != root and EMBEDDER_FILE in names:  # it and the folders in it hold no results
+            folders.clear()
+            continue
+        results |= _read_files(parent, names)
+        if results and parent == root:
+            break
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+    if results:
         return results
-    raise InputError(f"{folder} contains no results: run an experiment with --out {folder} first")
+    shown = one_line(str(folder))
+    raise InputError(f"{shown} contains no results: run an experiment with --out {shown} first")
 
 
-def _read_folder(folder: str | Path, pattern: str) -> dict[str, Result]:
-    paths = sorted(Path(folder).glob(pattern))
-    return {path.name: result for path in paths if (result := read_result(path))}
+def _read_files(folder: str | Path, names: Iterable[str]) -> dict[str, Result]:
+    """The results among the files of a folder, by file name."""
+    names = sorted(name for name in names if name.endswith(".json") and name[0] != ".")
+    return {name: result for name in names if (result := read_result(Path(folder, name)))}
 
 
 def _sort_key(result: Result) -> tuple:
     kind = ("roberta_only", "gemma_only", "hybrid").index(result.experiment["kind"])
     trained, num_pooled = bool(result.history), len(result.cutoffs)
-    return result.task["name"], kind, trained, num_pooled, result.cutoffs
+    return data_key(result), kind, trained, num_pooled, result.cutoffs
 
 
 def write_csv(folder: str | Path) -> None:
     """Write the long table of all results in a folder, atomically; nothing if it has none."""
-    if results := _read_folder(folder, "*.json"):
-        table = long_table(sorted(results.values(), key=_sort_key))
-        atomic_write(Path(folder) / CSV_FILE, lambda part: table.to_csv(part, index=False))
+    if results := _read_files(folder, os.listdir(folder)):
+        to_csv(long_table(sorted(results.values(), key=_sort_key)), Path(folder) / CSV_FILE)
 
 
 # === Tables ===
@@ -83,23 +112,30 @@ def results_table(results: Sequence[Result]) -> pd.DataFrame:
     `accuracy` and `macro F1` are protocol scores; `head …` those of the classification head, empty
     without one; `majority …` those of the majority-class baseline. `cutoff` is the number of kept
     Gemma layers; `layer number` counts the last of them from the top, -1 being Gemma's last layer.
-    Other settings in which results of one kind differ have columns of their own.
+    `data`, if any are local, is the fingerprint and path of local data. Other settings in which
+    results of one kind differ have columns of their own.
 
     Raises:
         InputError: there are no results.
     """
     check_results(results)
     settings = differing_settings(results)
-    return pd.DataFrame([_row(result) | setting_values(result, settings) for result in results])
+    return without_empty_data(
+        pd.DataFrame(
+            _row(result, label) | setting_values(result, settings)
+            for result, label in zip(results, data_labels(results), strict=True)
+        )
+    )
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _row(result: Result, label: str) -> dict[str, Any]:
     head = result.head or {}
     return {
         "embedder": embedder_name(result),
         "cutoff": _join(result.cutoffs),
         "layer number": _join(_layer_numbers(result)),
-        "task": result.task["name"],
+        "task": label,
+        "data": local_data(result),
         "accuracy": result.scores["accuracy"],
         "macro F1": result.scores["f1"],
         "head accuracy": head.get("accuracy"),
@@ -130,36 +166,36 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
     """
     check_results(results)
     metrics = {"accuracy": "accuracy", "macro F1": "f1"}
-    groups: dict[tuple[str, str], dict[str, list[Result]]] = {}
-    named = zip(results, display_names(results), strict=True)
-    for result, name in sorted(named, key=lambda pair: _largest_cutoff_first(pair[0])):
-        by_task = groups.setdefault((name, _join(_layer_numbers(result))), {})
-        by_task.setdefault(result.task["name"], []).append(result)
-    tasks = sorted({result.task["name"] for result in results})
+    groups: dict[tuple[str, str], dict[str, dict[int, Result]]] = {}
+    labeled = zip(results, display_names(results), data_labels(results), strict=True)
+    for result, name, label in sorted(labeled, key=lambda one: _largest_cutoff_first(one[0])):
+        by_label = groups.setdefault((name, _join(_layer_numbers(result))), {})
+        by_label.setdefault(label, {})[result.experiment["seed"]] = result
+    labels = sorted(set(data_labels(results)))
     rows = []
-    for (name, layer_number), by_task in groups.items():
+    for (name, layer_number), by_label in groups.items():
         row = {"embedder": name, "layer number": layer_number}
-        row["seeds"] = max(map(len, by_task.values()))
-        for task in tasks:
+        row["seeds"] = max(map(len, by_label.values()))
+        for label in labels:
             for column, metric in metrics.items():
-                scores = [result.scores[metric] for result in by_task.get(task, [])]
-                row[f"{task} {column}"] = sum(scores) / len(scores) if scores else None
+                scores = [result.scores[metric] for result in by_label.get(label, {}).values()]
+                row[f"{label} {column}"] = sum(scores) / len(scores) if scores else None
         rows.append(row)
     table = pd.DataFrame(rows)
     return table if (table["seeds"] > 1).any() else table.drop(columns="seeds")
 
 
 def _largest_cutoff_first(result: Result) -> tuple:
-    task, *key, cutoffs = _sort_key(result)
-    return *key, [-cutoff for cutoff in cutoffs], task
+    data, *key, cutoffs = _sort_key(result)
+    return *key, [-cutoff for cutoff in cutoffs], data
 
 
 def has_layer_curve(results: Sequence[Result]) -> bool:
-    """Whether the results of some task and kind have at least three single cutoffs."""
-    cutoffs: dict[tuple[str, str], set] = {}
+    """Whether the results of some data and kind have at least three single cutoffs."""
+    cutoffs: dict[tuple, set] = {}
     for result in results:
         if len(result.cutoffs) == 1:
-            group = result.task["name"], result.experiment["kind"]
+            group = data_key(result), result.experiment["kind"]
             cutoffs.setdefault(group, set()).add(result.cutoffs[0])
     return any(len(distinct) > 2 for distinct in cutoffs.values())
 
@@ -167,10 +203,13 @@ def has_layer_curve(results: Sequence[Result]) -> bool:
 def long_table(results: Sequence[Result]) -> pd.DataFrame:
     """A row per result with every setting, for further analysis; scores come first.
 
-    `llm_layers` are cutoffs, joined by `+` if several are pooled; `val_accuracy` is the head's on
-    the validation split, with the weights that were kept; `projection_explained` the fraction of
-    the variance of RoBERTa's embeddings that a closed-form initialization explains on held-out
-    tokens; `duplicate_texts` the number of evaluation texts that the train split contains too.
+    `task`, `samples_per_label` and `llm_layers` are what was used, whatever the experiment asked
+    for; `task_source`, `task_path` and the fingerprints say what the names of data and presets
+    stand for. `llm_layers` are cutoffs, joined by `+` if several are pooled; `val_accuracy` is the
+    head's on the validation split, with the weights that were kept; `projection_explained` the
+    fraction of the variance of RoBERTa's embeddings that a closed-form initialization explains on
+    held-out tokens; `duplicate_texts` the number of evaluation texts that the train split contains
+    too.
     """
     return pd.DataFrame([_long_row(result) for result in results])
 
@@ -178,7 +217,7 @@ def long_table(results: Sequence[Result]) -> pd.DataFrame:
 def _long_row(result: Result) -> dict[str, Any]:
     experiment, head = result.experiment, result.head or {}
     row = {
-        "task": result.task["name"],
+        "task": data_key(result)[0],
         "kind": experiment["kind"],
         "llm_layers": "+".join(map(str, result.cutoffs)),
         "pooling": experiment["pooling"],
@@ -195,7 +234,11 @@ def _long_row(result: Result) -> dict[str, Any]:
         "projection_explained": (result.projection or {}).get("explained"),
         "cutoff_selected": experiment["llm_layers"] == "auto",
         "duplicate_texts": (result.deduplicated or {}).get("texts", 0),
+        "task_source": data_source(result),
+        "task_path": local_path(result),
+        "samples_per_label": result.task.get("samples_per_label"),
     }
+    row |= {f"{name}_fingerprint": value for name, value in result.inputs.items()}
     others = {name: value for name, value in experiment.items() if name not in row}
     return row | others | {"device": ", ".join(result.device)} | result.versions
 
@@ -213,12 +256,15 @@ def _validation_accuracy(result: Result) -> float | None:
 
 def format_results(results: Sequence[Result]) -> str:
     """The results table in Markdown, followed by notes on how to read it."""
-    notes = "".join(f"* {note}\n" for note in reading_notes(results))
+    notes = "".join(f"* {escape_markdown(note, MAX_NOTE)}\n" for note in reading_notes(results))
     return f"{to_markdown(results_table(results))}\n{notes}"
 
 
 def reading_notes(results: Sequence[Result]) -> list[str]:
-    """What a reader of the scores should know of the models, the protocol and the data."""
+    """What a reader of the scores should know of the models, the protocol and the data.
+
+    Sentences of plain text, on at most `MAX_NOTES` facts of each data set.
+    """
     notes = []
     presets = [(result, key) for result in results for key in result.inputs if key != "task"]
     if any(result.experiment[key] in BUILTIN_PRESETS for result, key in presets):
@@ -233,40 +279,24 @@ def reading_notes(results: Sequence[Result]) -> list[str]:
     )
     if any(map(is_validation_score, results)):
         notes.append(
-            "validation: scores on the validation split, which also selects the epoch, the cutoff "
-            "(if `auto`) and the probe's penalty: use them to choose settings, not as final scores."
+            "validation: scores on the validation split, which also selects the epoch, an "
+            "automatic cutoff and the probe's penalty: use them to choose settings, not as final "
+            "scores."
         )
-    for result in results:
-        notes += [f"{result.task['name']}: {note}." for note in _data_notes(result)]
-    return list(dict.fromkeys(notes))
-
-
-def _data_notes(result: Result) -> list[str]:
-    notes = result.task["notes"]
-    if duplicates := (result.deduplicated or {}).get("texts"):
-        total = result.task["texts"]["scored"]
-        return [f"the train split also contains {duplicates} of {total} evaluation texts", *notes]
+    by_label: dict[str, dict[str, None]] = {}
+    for result, label in zip(results, data_labels(results), strict=True):
+        by_label.setdefault(label, {}).update(dict.fromkeys(data_notes(result)))
+    for label, facts in by_label.items():
+        notes += [f"{label}: {fact}." for fact in list(facts)[:MAX_NOTES]]
+        if len(facts) > MAX_NOTES:
+            notes.append(f"{label}: {len(facts) - MAX_NOTES} more notes are in the result files.")
     return notes
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """A Markdown table with aligned columns."""
-    rows = [list(table.columns)]
-    for record in table.to_dict("records"):
-        rows.append([_format_cell(name, value) for name, value in record.items()])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join([*lines, ""])
-
-
-def _format_cell(name: str, value: Any) -> str:
-    if value is None or value != value:
-        return "-"
-    if name == "parameters":
-        return f"{value / 1e6:.1f} M"
-    if name.endswith("rate"):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    if isinstance(value, float):
-        return f"{value:.0f}" if name == "seconds" else f"{value:.3f}"
-    return " ".join(str(value).split()).replace("|", "\\|")
+def data_notes(result: Result) -> list[str]:
+    """What a reader of a result's scores should know of its data."""
+    notes = [describe_local_data(result)]
+    if duplicates := (result.deduplicated or {}).get("texts"):
+        total = result.task["texts"]["scored"]
+        notes.append(f"the train split also contains {duplicates} of {total} evaluation texts")
+    return [note for note in [*notes, *result.task["notes"]] if note]

@@ -4,6 +4,7 @@ Written from `embedder.json` and the results beside it alone; what they do not h
 unknown. `model_card.md` is its template; uploading is left to `publish`.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,22 +12,43 @@ from string import Template
 from typing import Any
 
 import pandas as pd
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from embedder_helpers.builtin import BUILTIN_PRESETS, BUILTIN_TASKS
+from embedder_helpers.builtin import BUILTIN_PRESETS
 from embedder_helpers.config import settings, stored_experiment
-from embedder_helpers.data.tasks import MTEB_TASKS
+from embedder_helpers.data.files import FORMATS
 from embedder_helpers.models.saving import Manifest
 from embedder_helpers.results import comparison
+from embedder_helpers.results.data_sets import (
+    LOCAL_SUFFIX,
+    data_revision,
+    data_source,
+    is_english,
+    mteb_task,
+)
+from embedder_helpers.results.formats import (
+    escape_markdown,
+    markdown_block,
+    markdown_code,
+    to_markdown,
+)
 from embedder_helpers.results.leaderboard import uses_mteb_protocol
+from embedder_helpers.results.naming import is_validation_score
 from embedder_helpers.results.result import Result
-from embedder_helpers.results.tables import is_validation_score, to_markdown
+from embedder_helpers.sharing.licenses import (
+    GEMMA,
+    GEMMA_TERMS,
+    LICENSES,
+    OTHER,
+    REPOSITORY,
+    license_of,
+    part_license,
+)
 
 TEMPLATE = Path(__file__).with_suffix(".md")  # for string.Template; Jinja is not required
-REPOSITORY = "https://github.com/embedder-gemma-roberta/embedder-gemma-roberta"
-BUILTIN_CARD = f"{REPOSITORY}/blob/main/embedder_helpers/builtin/README.md"
 MAX_LABELS = 12  # listed in the card; a task may have hundreds
+MAX_LABEL = 60  # letters
+MAX_NOTES = 12
 
 # How to download the folder from each hub: the client, and its call; `{name}` is `owner/model`.
 DOWNLOADS = {
@@ -43,15 +65,6 @@ FUSION_VERBS = {"replace": "replace", "add": "are added to", "prepend": "are pre
 
 SUBSETS = {"fit": "training", "watched": "validation", "scored": "evaluation"}
 
-# Licenses by Hugging Face's identifiers, the strictest first, and as the card words them.
-GEMMA, OTHER, MIT, APACHE = "gemma", "other", "mit", "apache-2.0"
-GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
-LICENSES = {
-    GEMMA: f"[Gemma Terms of Use]({GEMMA_TERMS})",
-    OTHER: "its publisher's; MIT for Meta's own RoBERTa",
-    MIT: "MIT",
-    APACHE: f"[Apache-2.0, with a notice]({BUILTIN_CARD})",
-}
 GEMMA_NOTICE = (
     f"Gemma is provided under and subject to the Gemma Terms of Use found at {GEMMA_TERMS}. This "
     "embedder computes with Gemma, and what was trained here learned from Gemma's hidden states: "
@@ -93,10 +106,14 @@ def model_card(manifest: Manifest, results: Sequence[Result], hub: str, name: st
 
 
 def saved_result(fields: Mapping[str, Any] | None) -> Result | None:
-    """The Result of a saved embedder's result fields; None without any, or if they do not fit."""
+    """The Result of a saved embedder's result fields; None without any, or of a later version.
+
+    Raises:
+        InputError: they are damaged.
+    """
     try:
-        return Result.from_stored(fields)
-    except (TypeError, AttributeError):
+        return None if fields is None else Result.from_stored(fields)
+    except TypeError:
         return None
 
 
@@ -111,21 +128,6 @@ def comparable_results(result: Result, results: Sequence[Result]) -> list[Result
     return [*baselines, *seeds]
 
 
-def license_of(manifest: Manifest) -> str:
-    """The strictest license of the parts, by Hugging Face's identifier; OTHER if one is unknown."""
-    parts = [_part_license(role, preset["name"]) for role, preset in manifest.presets.items()]
-    return next(license for license in LICENSES if license in parts)
-
-
-def _part_license(role: str, name: str) -> str:
-    if name in BUILTIN_PRESETS:
-        return APACHE
-    if role == "llm_preset":
-        return GEMMA
-    known = ("facebookai/", "roberta_base_en", "roberta_large_en", "xlm_roberta_")
-    return MIT if name.removeprefix("hf://").lower().startswith(known) else OTHER
-
-
 def _metadata(manifest: Manifest, result: Result | None, name: str) -> str:
     """The YAML that Hugging Face reads; scores in hundredths, as MTEB shows them.
 
@@ -137,7 +139,7 @@ def _metadata(manifest: Manifest, result: Result | None, name: str) -> str:
     base_models = [handle.removeprefix("hf://") for handle in hf_handles]
     metadata = ModelCardData(
         license=license_of(manifest),
-        language=["en"] if _is_english(result) else None,
+        language=["en"] if result and is_english(result) else None,
         library_name="embedder_helpers",
         tags=["keras", "keras-hub", "sentence-embedding", "text-classification"],
         base_model=base_models or None,
@@ -145,9 +147,10 @@ def _metadata(manifest: Manifest, result: Result | None, name: str) -> str:
     )
     if metadata.license == OTHER:
         metadata.license_name = "see-the-card"
-    if result and (source := MTEB_TASKS.get(result.task["name"])):
+    if result and (source := mteb_task(result)):
         metadata.datasets = [source.path]
         if uses_mteb_protocol(result):
+            revision = data_revision(result)
             metadata.model_name = name.split("/")[1]
             metadata.eval_results = [
                 EvalResult(
@@ -157,7 +160,7 @@ def _metadata(manifest: Manifest, result: Result | None, name: str) -> str:
                     dataset_config=source.subset or "default",
                     dataset_split=_split(result),
                     # The revision of local files is unknown.
-                    dataset_revision=None if result.experiment["task_data"] else source.revision,
+                    dataset_revision=None if revision == "local" else revision,
                     metric_type=metric,
                     metric_value=round(100 * result.scores[metric], 3),
                 )
@@ -170,16 +173,12 @@ def _split(result: Result) -> str:
     return "validation" if is_validation_score(result) else "test"
 
 
-def _is_english(result: Result | None) -> bool:
-    return result is not None and result.task["name"] in (*MTEB_TASKS, *BUILTIN_TASKS)
-
-
 # === Description ===
 
 
 def _description(manifest: Manifest, result: Result | None) -> str:
     experiment = manifest.experiment
-    names = {role: f"`{preset['name']}`" for role, preset in manifest.presets.items()}
+    names = {role: markdown_code(preset["name"]) for role, preset in manifest.presets.items()}
     cutoffs = experiment["llm_layers"]
     cutoffs = cutoffs if isinstance(cutoffs, list) else [cutoffs]
     layers = f"frozen, truncated after layer {max(cutoffs)}"
@@ -192,9 +191,9 @@ def _description(manifest: Manifest, result: Result | None) -> str:
         fusion=FUSION_VERBS.get(experiment["fusion"], "are combined with"),
     )
     return (
-        f"{'An English' if _is_english(result) else 'A'} text embedder: {description}. The "
-        f"embedding, {manifest.width} numbers, is the last hidden states pooled over tokens by "
-        f"`{experiment['pooling']}`."
+        f"{'An English' if result and is_english(result) else 'A'} text embedder: {description}. "
+        f"The embedding, {manifest.width} numbers, is the last hidden states pooled over tokens by "
+        f"{markdown_code(experiment['pooling'])}."
     )
 
 
@@ -205,17 +204,26 @@ def _training(manifest: Manifest, result: Result | None) -> str:
         training = "What it was trained on was not saved with it."
     elif result.history:
         layers = "The projection, " if manifest.experiment["kind"] == "hybrid" else ""
-        training = (
-            f"{layers}RoBERTa and a classification head were trained on {result.task['name']}."
-        )
+        training = f"{layers}RoBERTa and a classification head were trained on {_data(result)}."
     elif labels:
-        training = f"Only a classification head was trained, on {result.task['name']}."
+        training = f"Only a classification head was trained, on {_data(result)}."
     else:
         training = "Nothing in it was trained."
     if not labels:
         return training
-    listed = [f"`{label}`" for label in labels[:MAX_LABELS]] + ["…"] * (len(labels) > MAX_LABELS)
+    listed = [markdown_code(str(label), MAX_LABEL) for label in labels[:MAX_LABELS]]
+    listed += ["…"] * (len(labels) > MAX_LABELS)
     return f"{training} It classifies texts into {len(labels)} classes: {', '.join(listed)}."
+
+
+def _data(result: Result) -> str:
+    """The data of a result: a task's name, or that local files are no task."""
+    name = result.task["name"]
+    if data_source(result) != "local" or mteb_task(result):
+        return escape_markdown(name)
+    name = name.removesuffix(LOCAL_SUFFIX)
+    kind = "file" if Path(name).suffix in FORMATS else "folder"
+    return f"data of one's own (a local {kind} named {markdown_code(name)})"
 
 
 def _gemma_source(manifest: Manifest) -> str:
@@ -228,9 +236,9 @@ def _gemma_source(manifest: Manifest) -> str:
     if name in BUILTIN_PRESETS:
         return f"`{name}` comes with the package: nothing else is downloaded."
     return (
-        f"Gemma's weights are not in the folder: `load_embedder` downloads `{name}`, for which "
-        "your account must have accepted Gemma's terms; or give a folder that holds them: "
-        "`eh.load_embedder(folder, llm_preset=…)`."
+        f"Gemma's weights are not in the folder: `load_embedder` downloads {markdown_code(name)}, "
+        "for which your account must have accepted Gemma's terms; or give a folder that holds "
+        "them: `eh.load_embedder(folder, llm_preset=…)`."
     )
 
 
@@ -239,42 +247,60 @@ def _gemma_source(manifest: Manifest) -> str:
 
 def _result_values(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     """The template's values that a result has; `results` are shown beside it."""
-    experiment, fingerprint = stored_experiment(result.experiment), result.inputs["task"]
-    texts, differences = result.task["texts"], comparison.difference_table(results)
-    values = experiment.relevant_settings()
+    experiment, texts = stored_experiment(result.experiment), result.task["texts"]
+    differences = comparison.difference_table(results)
+    notes, values = result.task["notes"], experiment.relevant_settings()
     known = settings()
     values = {name: value for name, value in values.items() if not known[name].fingerprinted}
     samples = values["samples_per_label"] = result.task.get("samples_per_label")
     return {
-        "task": result.task["name"],
+        "task": _data(result),
         "split": _split(result),
         "runs": len(result.scores_per_experiment),
         "samples": samples,
-        "comparison": _table(comparison.comparison_table(results), "task"),
-        "differences": _table(differences, "task", "hybrid")
+        "comparison": _table(comparison.comparison_table(results), "task", "data"),
+        "differences": _table(differences, "task", "data", "hybrid")
         if len(differences)
         else "No hybrid and baseline were compared.",
         "seed": experiment.seed,
         "own_scores": _format_scores(result.scores, result.head),
         "majority_baseline": _format_scores(result.majority_baseline),
         "notes": _bullets(_notes(result)),
-        "source": "on Hugging Face" if "@" in fingerprint else "files with SHA-256",
-        "fingerprint": fingerprint,
+        "source": _data_origin(result),
+        "fingerprint": markdown_code(result.inputs["task"]),
         "sizes": ", ".join(
             f"{texts[key]} {subset} texts" for key, subset in SUBSETS.items() if key in texts
         ),
-        "data_notes": "".join(f" {note}." for note in result.task["notes"]),
-        "settings": yaml.safe_dump(values, sort_keys=False),
-        "device": ", ".join(result.device),
+        "data_notes": "".join(f" {escape_markdown(note)}." for note in notes[:MAX_NOTES]),
+        "settings": markdown_block(_as_yaml(values), "yaml"),
+        "device": escape_markdown(", ".join(result.device)),
         "seconds": round(result.seconds["total"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
+        "versions": escape_markdown(
+            ", ".join(f"{name} {version}" for name, version in result.versions.items()), 1000
+        ),
     }
+
+
+def _as_yaml(values: Mapping[str, Any]) -> str:
+    """Settings as lines of YAML, which reads what JSON writes."""
+    return "".join(
+        f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()
+    )
+
+
+def _data_origin(result: Result) -> str:
+    """Where the texts came from."""
+    if data_source(result) != "local":
+        return {"mteb": "on Hugging Face"}.get(data_source(result), "built in, with SHA-256")
+    if mteb_task(result):
+        return "read from local files that were not compared with MTEB's, with SHA-256"
+    return "with SHA-256"
 
 
 def _table(frame: pd.DataFrame, *dropped: str) -> str:
     """A table as Markdown, without score columns that are empty."""
     empty = [name for name in comparison.COLUMNS if (frame[name] == "-").all()]
-    return to_markdown(frame.drop(columns=[*dropped, *empty])).strip()
+    return to_markdown(frame.drop(columns=[*dropped, *empty], errors="ignore")).strip()
 
 
 def _notes(result: Result) -> Iterator[str]:
@@ -316,10 +342,10 @@ def _parts(manifest: Manifest) -> str:
                 "model": name,
                 "version": version if "@" in version else f"SHA-256 {version[:16]}…",
                 "in the folder": place,
-                "license": LICENSES[_part_license(role, name)],
+                "license": LICENSES[part_license(role, preset)],
             }
         )
-    table = to_markdown(pd.DataFrame(rows)).strip()
+    table = to_markdown(pd.DataFrame(rows), markup=["license"]).strip()
     return f"{table}\n\n{GEMMA_NOTICE}" if license_of(manifest) == GEMMA else table
 
 
@@ -334,8 +360,8 @@ def _limitations(manifest: Manifest, result: Result | None) -> Iterator[str]:
         yield f"Number of the task's texts that were truncated: {result.truncated}."
     if result and result.history:
         yield (
-            f"It was trained on {result.task['name']}, the task it is scored on: compare it with "
-            "models that were too, and expect lower scores on other tasks."
+            f"It was trained on {_data(result)}, which it is scored on: compare it with models "
+            "that were too, and expect lower scores on other tasks."
         )
     if manifest.classes:
         yield "The head's class probabilities are not calibrated."

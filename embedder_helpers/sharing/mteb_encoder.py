@@ -14,6 +14,7 @@ from embedder_helpers.models.architectures import load_embedder
 from embedder_helpers.models.saving import read_manifest
 from embedder_helpers.sharing.model_card import saved_result
 from embedder_helpers.sharing.mteb_results import model_meta
+from embedder_helpers.utils.files import as_path
 
 try:
     from mteb.models import ModelMeta
@@ -35,7 +36,7 @@ class MtebEncoder(AbsEncoder):
     """
 
     def __init__(self, folder: str | Path, name: str, llm_preset: str | None = None):
-        manifest = read_manifest(Path(folder))
+        manifest = read_manifest(as_path(folder))
         self.model = load_embedder(folder, llm_preset)
         meta = model_meta(name, manifest.revision, saved_result(manifest.result))
         size = {"embed_dim": self.model.width, "max_tokens": self.model.max_tokens}
@@ -51,6 +52,9 @@ class MtebEncoder(AbsEncoder):
 
         Returns:
             Embeddings `(texts, width)` float32.
+
+        Raises:
+            InputError: as `Embedder.encode` does.
         """
         texts = [text for batch in inputs for text in batch["text"]]
-        return self.model.encode_unchecked(texts, batch_size)
+        return self.model.encode(texts, batch_size, allow_empty=True)

@@ -11,14 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedder_helpers.data.tasks import MTEB_TASKS
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show, show_list
+from embedder_helpers.results.data_sets import (
+    data_key,
+    data_revision,
+    is_english,
+    mteb_task,
+)
+from embedder_helpers.results.formats import write_text
 from embedder_helpers.results.leaderboard import uses_mteb_protocol
+from embedder_helpers.results.naming import is_validation_score
 from embedder_helpers.results.result import Result
-from embedder_helpers.results.tables import is_validation_score
-from embedder_helpers.utils.files import atomic_write, writable_folder
+from embedder_helpers.utils.files import writable_folder
 
 MTEB_VERSION = "2.26.24"  # whose protocol and format these are
+MAX_NAME = 96  # letters of a model's name on Hugging Face, its account included
 
 
 def write_mteb_results(results: Mapping[str, Result], folder: str | Path, org: str) -> list[Path]:
@@ -36,25 +43,21 @@ def write_mteb_results(results: Mapping[str, Result], folder: str | Path, org: s
         InputError: an org that no hub allows; no result is on an MTEB task; the folder cannot be
             written.
     """
-    if not re.fullmatch(r"[\w.-]+", org):
+    if not re.fullmatch(rf"[\w.-]{{1,{MAX_NAME}}}", org, re.ASCII):
         raise InputError(
-            f"--org is {org!r}, but may contain only letters, digits, `-`, `_` and `.`"
+            f"--org is {show(org)}, but may contain only letters, digits, `-`, `_` and `.`"
         )
-    on_mteb_tasks = {
-        name: result
-        for name, result in results.items()
-        if result.task["name"] in MTEB_TASKS and uses_mteb_protocol(result)
-    }
+    on_mteb_tasks = {name: one for name, one in results.items() if uses_mteb_protocol(one)}
     if not on_mteb_tasks:
-        tasks = ", ".join(dict.fromkeys(result.task["name"] for result in results.values()))
+        names = dict.fromkeys(data_key(result)[0] for result in results.values())
         raise InputError(
-            "no result is on a task of MTEB with its samples per label: they are on " + tasks
+            "no result is on a task of MTEB with its samples per label: they are on "
+            + show_list(names)
         )
     folder, files = writable_folder(folder), []
     for file_name, result in on_mteb_tasks.items():
         model, revision = model_name(result), file_name.removesuffix(".json").split("-")[-1]
-        target = folder / f"{org}__{model}" / revision
-        target.mkdir(parents=True, exist_ok=True)
+        target = writable_folder(folder / f"{org}__{model}" / revision)
         _write(target / "model_meta.json", model_meta(f"{org}/{model}", revision, result))
         files.append(target / f"{result.task['name']}.json")
         _write(files[-1], task_result(result))
@@ -68,22 +71,23 @@ def model_name(result: Result) -> str:
         if role in result.inputs:
             # A Kaggle handle ends in its version, which is not a name.
             path = Path(experiment[role]).parts
-            parts.append([part for part in path if not part.isdigit()][-1])
+            parts.append(([part for part in path if not part.isdigit()] or path)[-1])
             if role == "llm_preset":
                 parts.append("k" + "+".join(map(str, result.cutoffs)))
     if experiment["kind"] == "hybrid":
         parts.append(experiment["fusion"])
     if experiment["kind"] != "gemma_only":
         parts.append(f"seed{experiment['seed']}" if result.history else "untrained")
-    return re.sub(r"[^\w.-]+", ".", "-".join(parts))
+    return re.sub(r"[^\w.-]+", ".", "-".join(parts), flags=re.ASCII)[:MAX_NAME]
 
 
 def task_result(result: Result) -> dict[str, Any]:
     """The fields of an `mteb.results.TaskResult`.
 
-    Texts read from local files have the revision `local`, since theirs is unknown.
+    The result must be one that `mteb_task` knows. Texts read from local files have the revision
+    `local`, since theirs is unknown.
     """
-    source = MTEB_TASKS[result.task["name"]]
+    source = mteb_task(result)
     split = "validation" if is_validation_score(result) else "test"
     scores = {
         "scores_per_experiment": result.scores_per_experiment,
@@ -93,7 +97,7 @@ def task_result(result: Result) -> dict[str, Any]:
         "languages": ["eng-Latn"],
     }
     return {
-        "dataset_revision": "local" if result.experiment["task_data"] else source.revision,
+        "dataset_revision": data_revision(result),
         "task_name": result.task["name"],
         "mteb_version": MTEB_VERSION,
         "scores": {split: [scores]},
@@ -105,10 +109,12 @@ def task_result(result: Result) -> dict[str, Any]:
 def model_meta(name: str, revision: str, result: Result | None) -> dict[str, Any]:
     """The fields of an `mteb.models.ModelMeta`; without a result, fewer are known.
 
-    A trained embedder names its task under `training_datasets`, as MTEB requires; for an untrained
-    one this is unknown, as its models' pretraining data may hold the task.
+    An embedder trained on a task of MTEB's names it under `training_datasets`, as MTEB requires.
+    For others this is unknown: MTEB has no name for local files, which may hold one of its tasks,
+    as may the pretraining data of an untrained embedder's models.
     """
-    is_trained = result is not None and result.history
+    is_trained = result is not None and result.history and mteb_task(result)
+    knows_language = result is None or is_english(result)
     return {
         "name": name,
         "revision": revision,
@@ -120,7 +126,7 @@ def model_meta(name: str, revision: str, result: Result | None) -> dict[str, Any
         "model_type": ["dense"],
         "loader": None,
         "release_date": None,
-        "languages": ["eng-Latn"],
+        "languages": ["eng-Latn"] if knows_language else None,
         "memory_usage_mb": None,
         "embed_dim": None,
         "license": None,
@@ -133,5 +139,4 @@ def model_meta(name: str, revision: str, result: Result | None) -> dict[str, Any
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    atomic_write(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(content, indent=2) + "\n")

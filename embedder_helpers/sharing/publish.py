@@ -11,16 +11,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedder_helpers import __version__
 from embedder_helpers.builtin import BUILTIN_PRESETS
-from embedder_helpers.errors import InputError
+from embedder_helpers.data.tasks import LOCAL_SUFFIX
+from embedder_helpers.errors import InputError, show
 from embedder_helpers.models import presets
 from embedder_helpers.models.saving import MANIFEST_FILE, Manifest, read_manifest
+from embedder_helpers.results.data_sets import data_key, data_source
 from embedder_helpers.results.result import Result, read_result
 from embedder_helpers.results.tables import load_results
 from embedder_helpers.sharing.model_card import (
@@ -31,7 +33,7 @@ from embedder_helpers.sharing.model_card import (
     saved_result,
 )
 from embedder_helpers.utils import environment, hub
-from embedder_helpers.utils.files import path_exists
+from embedder_helpers.utils.files import as_path, file_digest, path_exists
 
 if TYPE_CHECKING:  # imports Keras, which takes seconds
     from embedder_helpers.models.embedder import Embedder
@@ -39,6 +41,8 @@ if TYPE_CHECKING:  # imports Keras, which takes seconds
 SERVICES = {"hf": "Hugging Face", "kaggle": "Kaggle"}
 PAGES = {"hf": "https://huggingface.co/", "kaggle": "https://www.kaggle.com/models/"}
 KAGGLE_LICENSES = {"apache-2.0": "Apache 2.0", "mit": "MIT"}  # Kaggle has no name for the others
+CARD_FILE, NOTICE_FILE = "README.md", "NOTICE"
+WRITTEN_FILES = (MANIFEST_FILE, CARD_FILE, NOTICE_FILE)  # here, besides the embedder's own
 KAGGLE_SLUG = "[A-Za-z0-9]+(-[A-Za-z0-9]+)*"
 
 
@@ -74,11 +78,11 @@ def parse_address(address: str) -> Address:
     hub, _, name = address.partition(":")
     if hub not in SERVICES or name.count("/") != 1:
         raise InputError(
-            f"the address is {address!r}, but must be kaggle:owner/model or hf:owner/model"
+            f"the address is {show(address)}, but must be kaggle:owner/model or hf:owner/model"
         )
     if hub == "kaggle" and not re.fullmatch(f"{KAGGLE_SLUG}/{KAGGLE_SLUG}", name):
         raise InputError(
-            f"the address is {address!r}, but Kaggle allows only letters, digits and single "
+            f"the address is {show(address)}, but Kaggle allows only letters, digits and single "
             "hyphens between them"
         )
     if hub == "hf":
@@ -96,8 +100,8 @@ def _validate_hugging_face_name(address: str, name: str) -> None:
     except HFValidationError:
         pass
     raise InputError(
-        f"the address is {address!r}, but Hugging Face allows only letters, digits, `-`, `_` and "
-        "`.`, at most 96, no `--` or `..`, and no `-` or `.` at the start or end"
+        f"the address is {show(address)}, but Hugging Face allows only letters, digits, `-`, `_` "
+        "and `.`, at most 96, no `--` or `..`, and no `-` or `.` at the start or end"
     ) from None
 
 
@@ -110,12 +114,28 @@ class Upload:
         public: whether a new repository is public.
         license: license of the whole, by Hugging Face's identifier.
         folder: folder of the copy, card included.
+        checksums: SHA-256 of the embedder's own files, by their paths in the folder.
     """
 
     address: Address
     public: bool
     license: str
     folder: Path
+    checksums: Mapping[str, str]
+
+    def check(self) -> None:
+        """Check that the embedder's files are those that were checked; costs no time if they are.
+
+        Raises:
+            InputError: one was changed or removed.
+        """
+        for name, checksum in self.checksums.items():
+            path = self.folder / name
+            if not path.is_file() or file_digest(path.resolve()).hex() != checksum:
+                raise InputError(
+                    f"{show(name)} changed while the embedder was uploaded: what is on the hub may "
+                    "be damaged, so upload it again"
+                )
 
     @property
     def files(self) -> list[Path]:
@@ -208,7 +228,7 @@ def prepare_upload(
     Raises:
         InputError: an address, folder, results or Gemma that cannot be used.
     """
-    address, folder = parse_address(to), Path(folder).absolute()
+    address, folder = parse_address(to), as_path(folder).resolve()
     if public and address.hub == "kaggle":
         raise InputError(
             "public (--public): kagglehub creates private models only; leave it out, and make the "
@@ -219,18 +239,30 @@ def prepare_upload(
     shown = [_result_without_paths(result) for result in _results(folder, results)]
     license = license_of(manifest)
     with tempfile.TemporaryDirectory(prefix="publish-") as part:
-        copy = Path(part)
+        copy = Path(part).resolve()
         for name in manifest.files:
-            _link_or_copy(folder / name, copy / name)
+            _link_or_copy(folder, name, copy)
         _write(copy / MANIFEST_FILE, manifest.as_json())
-        _write(copy / "README.md", model_card(manifest, shown, address.hub, address.name))
+        _write(copy / CARD_FILE, model_card(manifest, shown, address.hub, address.name))
         if license == GEMMA:
-            _write(copy / "NOTICE", _gemma_notice(manifest))
-        yield Upload(address, public, license, copy)
+            _write(copy / NOTICE_FILE, _gemma_notice(manifest))
+        yield Upload(address, public, license, copy, manifest.files)
 
 
-def _link_or_copy(file: Path, target: Path) -> None:
-    """A link, which costs no disk, where the system allows one."""
+def _link_or_copy(folder: Path, name: str, copy: Path) -> None:
+    """A link, which costs no disk, where the system allows one.
+
+    The manifest's names and checksums were checked when it was read.
+
+    Raises:
+        InputError: the name is one that is written here.
+    """
+    file, target = (folder / name).resolve(), copy / name
+    if name in WRITTEN_FILES:
+        raise InputError(
+            f"{show(name)}, which {show(str(folder / MANIFEST_FILE))} names, is not a file of the "
+            "embedder's own: publish a folder that was written by `save_embedder: true`"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.symlink_to(file)
@@ -260,8 +292,8 @@ def _with_gemma_address(manifest: Manifest, llm: str | None, folder: Path) -> Ma
     if not gemma or manifest.contains_gemma:
         if llm:
             raise InputError(
-                f"llm (--llm) is {llm!r}, but the embedder in {folder} loads no Gemma from "
-                "elsewhere: leave it out"
+                f"llm (--llm) is {show(llm)}, but the embedder in {show(str(folder))} loads no "
+                "Gemma from elsewhere: leave it out"
             )
         return manifest
     if llm:
@@ -270,9 +302,10 @@ def _with_gemma_address(manifest: Manifest, llm: str | None, folder: Path) -> Ma
         return dataclasses.replace(manifest, experiment=experiment)
     if gemma["name"] not in BUILTIN_PRESETS and "@" not in gemma["fingerprint"]:
         raise InputError(
-            f"its Gemma, {manifest.experiment['llm_preset']!r}, is a folder of this machine, which "
-            "others do not have: say where they find it with llm (--llm: a Keras preset's name, an "
-            "hf:// or kaggle:// handle), or include it with with_gemma (save_embedder: with_gemma)"
+            f"its Gemma, {show(manifest.experiment['llm_preset'])}, is a folder of this machine, "
+            "which others do not have: say where they find it with llm (--llm: a Keras preset's "
+            "name, an hf:// or kaggle:// handle), or include it with with_gemma (save_embedder: "
+            "with_gemma)"
         )
     return manifest
 
@@ -282,8 +315,8 @@ def _validate_handle(llm: str) -> None:
         return
     if "://" in llm or path_exists(Path(llm)):
         raise InputError(
-            f"llm (--llm) is {llm!r}, but must be what others can download: a Keras preset's name, "
-            "hf://owner/model or kaggle://owner/model/keras/variation"
+            f"llm (--llm) is {show(llm)}, but must be what others can download: a Keras preset's "
+            "name, hf://owner/model or kaggle://owner/model/keras/variation"
         )
     presets.kaggle_handle("llm_preset", llm)
 
@@ -303,18 +336,24 @@ def _without_local_paths(manifest: Manifest) -> Manifest:
 
 
 def _result_without_paths(result: Result) -> Result:
-    """The result with names in place of paths."""
-    experiment = result.experiment | {"states_dir": None, "task": result.task["name"]}
+    """The result with names in place of paths, of the same data."""
+    # Older results show by their paths only what the data are, and what they are not.
+    task = result.task | {"name": data_key(result)[0], "source": data_source(result)}
+    if "path" in task:
+        task["path"] = _last_part(task["path"])
+    experiment = result.experiment | {"states_dir": None, "task": task["name"]}
     for key in ("task_data", "llm_preset", "slm_preset"):
         experiment[key] = _last_part(experiment[key])
-    return dataclasses.replace(result, experiment=experiment)
+    return dataclasses.replace(result, experiment=experiment, task=task)
 
 
 def _last_part(value: Any) -> Any:
     """The last part of a path; other values, and handles of a hub, as they are."""
     if not isinstance(value, str) or value.startswith(("hf://", "kaggle://")):
         return value
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
+    name = re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
+    # Not the built-in preset's name, which stands for its weights and license.
+    return name + LOCAL_SUFFIX if name in BUILTIN_PRESETS and name != value else name
 
 
 def _results(folder: Path, results: str | Path | None) -> list[Result]:
@@ -332,13 +371,16 @@ def upload(prepared: Upload) -> str:
 
     Raises:
         InputError: no account, a refusal by the hub, or no network. Both hubs show uploaded files
-            only after a last request, so that a failed upload leaves nothing to see.
+            only after a last request, so that a failed upload leaves nothing to see. Or a file that
+            changed meanwhile.
     """
+    prepared.check()
     with _without_logs():
         if prepared.address.hub == "hf":
             _upload_to_hugging_face(prepared)
         else:
             _upload_to_kaggle(prepared)
+    prepared.check()
     return prepared.address.page
 
 
@@ -421,7 +463,7 @@ def _refusal(address: Address, error: Exception) -> InputError:
     if status == 403:
         return InputError(
             f"{service} does not let this account write {name} (403): check that "
-            f"{name.split('/')[0]!r} is its name, and that its token may write"
+            f"{show(name.split('/')[0])} is its name, and that its token may write"
         )
     if status:
         return InputError(

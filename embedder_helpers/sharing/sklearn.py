@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from embedder_helpers.config import Experiment
+from embedder_helpers.data.files import as_list
 from embedder_helpers.data.tasks import task_from_arrays
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.plan import plan_experiment
@@ -20,6 +21,7 @@ from embedder_helpers.models.embedder import Embedder
 from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.models.saving import MANIFEST_FILE
 from embedder_helpers.utils import environment
+from embedder_helpers.utils.files import as_path
 
 
 class TextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -57,15 +59,19 @@ class TextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if isinstance(self.source, Experiment):
             self.embedder_ = _train(self.source, X, y)
         else:
-            folder = Path(self.source).resolve()
+            folder = as_path(self.source).resolve()
             self.embedder_ = _load(folder, _modified(folder))
         return self
 
     def transform(self, X: Sequence[str]) -> np.ndarray:  # noqa: N803
-        """Encode texts as embeddings `(texts, width)` float32."""
+        """Encode texts as embeddings `(texts, width)` float32.
+
+        Raises:
+            InputError: as `Embedder.encode` does; a single text.
+        """
         check_is_fitted(self)
         return self.embedder_.encode(
-            X, self.batch_size, normalize_embeddings=self.normalize_embeddings
+            as_list(X), self.batch_size, normalize_embeddings=self.normalize_embeddings
         )
 
     @property
@@ -75,8 +81,9 @@ class TextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def __getstate__(self) -> dict[str, Any]:
         if hasattr(self, "embedder_"):
             raise InputError(
-                "a fitted TextEmbedder cannot be pickled: save its embedder with "
-                "embedder_.save(folder), and use TextEmbedder(folder)"
+                "a fitted TextEmbedder cannot be pickled, nor sent to another process (n_jobs): "
+                "save its embedder with embedder_.save(folder), and use TextEmbedder(folder); or "
+                "cross-validate a clone of it, which is not fitted"
             )
         return super().__getstate__()
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 
 from embedder_helpers import __version__
-from embedder_helpers.utils import progress
-from embedder_helpers.utils.files import PACKAGE
+from embedder_helpers.utils import keras_state, progress
+from embedder_helpers.utils.files import PACKAGE, as_path
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +49,19 @@ def _version(package: str) -> str:
 
 def devices() -> list[str]:
     """Names of the devices that Keras computes on."""
-    import keras
-
-    if keras.config.backend() == "tensorflow":
+    if (backend := keras_state.backend()) == "tensorflow":
         import tensorflow as tf
 
         gpus = tf.config.get_visible_devices("GPU")
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         names = [detail.get("device_name", "GPU") for detail in details]
-    elif keras.config.backend() == "torch":
+    elif backend == "torch":
         import torch
 
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     else:
+        import keras
+
         names = [device for device in keras.distribution.list_devices() if "cpu" not in device]
     return names or [f"CPU, {os.cpu_count()} cores"]
 
@@ -99,7 +99,7 @@ def start_session(
     """
     progress.show_log()
     forget_secrets()
-    out = Path(out) if out else results_folder() / Path(config).stem
+    out = as_path(out) if out else results_folder() / as_path(config).stem
     print(describe(out, states))
     return out
 
@@ -114,14 +114,14 @@ def describe(out: str | Path, states: str | Path | None = None) -> str:
     Returns:
         Several lines of text.
     """
-    states = Path(states or states_folder())
+    out, states = as_path(out), as_path(states or states_folder())
     memory = psutil.virtual_memory()
     lines = {
         "platform": f"{platform_name()}: {', '.join(devices())}; Gemma in "
         f"{half_dtype() or 'float32'}, training in {training_dtype()}",
         "versions": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
         "memory": f"{memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB free",
-        "results": f"{Path(out).resolve()} ({_free_gigabytes(Path(out))} GB free)",
+        "results": f"{out.resolve()} ({_free_gigabytes(out)} GB free)",
         "hidden states": f"{states.resolve()} ({_free_gigabytes(states)} GB free)",
     }
     return "\n".join(f"{label:<13} {text}" for label, text in lines.items())
@@ -139,9 +139,7 @@ def gpu_ids() -> list[str]:
 
     Empty with a backend other than TensorFlow, where one process takes the memory of all GPUs.
     """
-    import keras
-
-    if keras.config.backend() != "tensorflow":
+    if keras_state.backend() != "tensorflow":
         return []
     import tensorflow as tf
 
@@ -175,9 +173,7 @@ def training_dtype() -> str:
 
     Tensor cores came with compute capability 7.0; a CPU gains little.
     """
-    import keras
-
-    if keras.config.backend() != "tensorflow" or on_cpu():
+    if keras_state.backend() != "tensorflow" or on_cpu():
         return "float32"
     import tensorflow as tf
 
@@ -193,12 +189,11 @@ def half_dtype() -> str | None:
     AMX (not with JAX, whose compiler gains nothing from it), `float16` on GPUs whose tensor cores
     lack bfloat16 (T4: 7.5).
     """
-    import keras
-
+    backend = keras_state.backend()
     if on_cpu():
-        is_fast = keras.config.backend() != "jax" and _cpu_flags() & {"avx512_bf16", "amx_bf16"}
+        is_fast = backend != "jax" and _cpu_flags() & {"avx512_bf16", "amx_bf16"}
         return "bfloat16" if is_fast else None
-    capability = _compute_capability(keras.config.backend())
+    capability = _compute_capability(backend)
     if capability >= (8, 0):
         return "bfloat16"
     return "float16" if capability >= (7, 0) else None
@@ -239,16 +234,14 @@ def free_memory() -> int:
 
     On a CPU what the system has available, not what a container's limit leaves.
     """
-    import keras
-
     if on_cpu():
         return psutil.virtual_memory().available
-    if keras.config.backend() == "torch":
+    if keras_state.backend() == "torch":
         import torch
 
         reusable = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return torch.cuda.mem_get_info()[0] + reusable
-    if keras.config.backend() == "jax":
+    if keras_state.backend() == "jax":
         import jax
 
         stats = jax.local_devices()[0].memory_stats()

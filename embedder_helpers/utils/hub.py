@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show
 from embedder_helpers.utils import environment
 
 # What to do without valid credentials.
@@ -50,7 +50,7 @@ def kaggle_file(role: str, name: str, handle: str, file: str = CONFIG_FILE) -> P
     try:
         return Path(_mount(download) if file == CONFIG_FILE else download())
     except Exception as error:
-        what = f"model {name!r}" if file == CONFIG_FILE else f"file {file} of {name!r}"
+        what = f"model {show(name)}" if file == CONFIG_FILE else f"file {file} of {show(name)}"
         raise InputError(f"{role}: {_kaggle_fault(error, name, what, page)}") from None
 
 
@@ -84,12 +84,12 @@ def _kaggle_fault(error: Exception, name: str, what: str, page: str) -> str:
     """What failed and what to do."""
     if isinstance(error, _MountTimeout):
         return (
-            f"Kaggle has not mounted {name!r} within {MOUNT_MINUTES} minutes: attach the model as "
-            "an input (on Kaggle: Add Input, Models), or give a folder"
+            f"Kaggle has not mounted {show(name)} within {MOUNT_MINUTES} minutes: attach the model "
+            "as an input (on Kaggle: Add Input, Models), or give a folder"
         )
     status, kind = _status_code(error), error_kind(error)
     license = f"accept the license at {page}"
-    refusal = f"Kaggle refuses access to {name!r} ({status or kind})"
+    refusal = f"Kaggle refuses access to {show(name)} ({status or kind})"
     if "not consented" in str(error):  # so the account is known
         return f"{refusal}: {license} with the token's account"
     if status == 401 or kind in ("CredentialError", "UnauthenticatedError"):
@@ -98,15 +98,15 @@ def _kaggle_fault(error: Exception, name: str, what: str, page: str) -> str:
         return f"{refusal}: {license}, and outside Kaggle {KAGGLE_TOKEN_ADVICE}"
     if kind == "BackendError":  # of a session's mount; stands for a refusal and for passing faults
         return (
-            f"Kaggle does not mount {name!r} ({kind}): {license} with the session's account, or if "
-            "it is accepted, try again in some minutes"
+            f"Kaggle does not mount {show(name)} ({kind}): {license} with the session's account, "
+            "or if it is accepted, try again in some minutes"
         )
     if kind == "JSONDecodeError" or "No response" in str(error):
-        return f"Kaggle gave no answer for {name!r} ({kind}): try again in some minutes"
+        return f"Kaggle gave no answer for {show(name)} ({kind}): try again in some minutes"
     if status == 404 or isinstance(error, ValueError):
         return f"Kaggle has no {what}: see {page}"
     return (
-        f"Kaggle cannot be reached for {name!r} ({kind}): switch the network on (on Kaggle: "
+        f"Kaggle cannot be reached for {show(name)} ({kind}): switch the network on (on Kaggle: "
         "Settings, Internet), attach the model, or give a folder"
     )
 
@@ -139,19 +139,19 @@ def _hugging_face_fault(error: Exception, name: str, has_token: bool) -> str:
     if isinstance(error, errors.GatedRepoError):
         page = f"https://huggingface.co/{name.removeprefix('hf://')}"
         license = f"accept the license at {page} with the token's account"
-        return f"{name} is gated: {license if has_token else advice}"
+        return f"{show(name)} is gated: {license if has_token else advice}"
     if isinstance(error, errors.RepositoryNotFoundError):
         private = "" if has_token else f", and if it is private {advice}"
-        return f"Hugging Face shows no model {name}: check the spelling{private}"
+        return f"Hugging Face shows no model {show(name)}: check the spelling{private}"
     # LocalEntryNotFoundError is an EntryNotFoundError too, but for lack of a network.
     missing = errors.HFValidationError, errors.EntryNotFoundError
     if isinstance(error, missing) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{name} is not a model in Keras's or Transformers' format"
+        return f"{show(name)} is not a model in Keras's or Transformers' format"
     if _status_code(error) in (401, 403):
-        return f"Hugging Face refuses the token for {name}: {advice}, and restart a notebook"
+        return f"Hugging Face refuses the token for {show(name)}: {advice}, and restart a notebook"
     return (
-        f"Hugging Face cannot be reached for {name} ({error_kind(error)}): switch the network on "
-        "(on Kaggle: Settings, Internet) or give a folder"
+        f"Hugging Face cannot be reached for {show(name)} ({error_kind(error)}): switch the "
+        "network on (on Kaggle: Settings, Internet) or give a folder"
     )
 
 

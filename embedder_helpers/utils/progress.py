@@ -29,12 +29,30 @@ _overall: "OverallProgress | None" = None
 _shown = True
 
 
+class _StandardError:
+    """Standard error at the moment of writing; a run goes on when nobody reads it any more."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+_stderr = _StandardError()
+
+
 class _LogHandler(logging.Handler):
     """Writes log lines to standard error, above the bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(self.format(record), file=_stderr)
         except Exception:
             self.handleError(record)
 
@@ -180,14 +198,13 @@ def overall_progress(
     """
     global _overall
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} elapsed{postfix}"
-    with tqdm(
-        total=1, desc=description, file=sys.stderr, bar_format=form, disable=not _shown
-    ) as bar:
-        _overall = OverallProgress(work, paces, bar if _shown else None)
-        try:
-            yield _overall
-        finally:
-            _overall = None
+    bar = tqdm(total=1, desc=description, file=_stderr, bar_format=form, disable=not _shown)
+    _overall = OverallProgress(work, paces, bar if _shown else None)
+    try:
+        yield _overall
+    finally:
+        _overall = None
+        bar.close()
 
 
 @contextlib.contextmanager
@@ -203,7 +220,7 @@ def progress_bar(
         yield _StepBar(_overall, total, work or {})
         return
     with tqdm(
-        total=total, desc=description, unit=unit, file=sys.stderr, delay=DELAY, mininterval=REFRESH,
+        total=total, desc=description, unit=unit, file=_stderr, delay=DELAY, mininterval=REFRESH,
         leave=False, disable=not _shown,
     ) as bar:  # fmt: skip
         yield bar

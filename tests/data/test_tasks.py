@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import subprocess
+import tracemalloc
 from collections import Counter
 
 import datasets
@@ -114,8 +116,16 @@ def test_a_named_task_on_local_data_keeps_its_samples_per_label(tmp_path):
 
 def test_a_label_with_fewer_texts_than_the_protocol_samples_is_noted(tmp_path):
     task = load_task(str(write_folder(tmp_path, train=make_rows(40, (0,) * 9 + (1,)))))
-    (note,) = [note for note in task.notes if note.startswith("label ")]
-    assert note.startswith("label 1 has 4 training texts, fewer than the 8")
+    (note,) = [note for note in task.notes if "fewer training texts" in note]
+    assert "than the 8 " in note and note.endswith(": 1 (4)")
+
+
+def test_notes_on_many_labels_are_bounded(monkeypatch):
+    labels = range(900)
+    put_hub(monkeypatch, train=make_rows(1800, labels), test=make_rows(1800, range(-900, 900)))
+    notes = load_task("ImdbClassification").notes
+    assert len(notes) == 3 and all(len(note) < 300 for note in notes)
+    assert sum("and 890 more" in note for note in notes) == 2
 
 
 def test_the_fingerprint_depends_on_the_content_not_on_the_folder(tmp_path):
@@ -132,6 +142,124 @@ def test_a_changed_label_changes_the_fingerprint(tmp_path, split):
     before = load_task(str(write_folder(tmp_path))).fingerprint
     write_folder(tmp_path, **{split: make_rows(40 if split == "train" else 10, (1, 0))})
     assert load_task(str(tmp_path)).fingerprint != before
+
+
+def test_a_number_and_its_digits_have_different_fingerprints(tmp_path):
+    write_folder(tmp_path)
+    numbers = load_task(str(tmp_path)).fingerprint
+    labels = ("0", "1")
+    write_folder(tmp_path, train=make_rows(40, labels), test=make_rows(10, labels, "unseen"))
+    assert load_task(str(tmp_path)).fingerprint != numbers
+
+
+def test_files_that_are_not_read_are_counted_in_a_note_and_named_in_the_log(tmp_path, caplog):
+    write_folder(tmp_path)
+    for number in range(9):
+        (tmp_path / f"more{number}.csv").touch()
+    notes = load_task(str(tmp_path)).notes
+    assert any(note.startswith("9 other file(s)") for note in notes) and "more" not in str(notes)
+    assert "'more4.csv' and 4 more" in caplog.text
+
+
+def test_labels_that_a_validation_file_lacks_are_noted(tmp_path):
+    write_folder(tmp_path, train=make_rows(40, (0, 1, 2)), validation=make_rows(8))
+    assert any(
+        note.startswith("validation.jsonl has no text of label(s) 2, ")
+        for note in load_task(str(tmp_path)).notes
+    )
+
+
+# === Few texts of a label ===
+
+
+def test_no_label_loses_its_only_text_however_many_labels_have_one(tmp_path):
+    rows = make_rows(20, range(20))
+    task = load_task(str(write_folder(tmp_path, train=rows, test=rows)))
+    assert len(task.validation) == 0 and len(task.training_rows) == 20
+    assert task.held_out_rows().tolist() == [] and not task.validation_duplicates.any()
+
+
+def test_texts_are_held_out_of_the_labels_that_can_spare_them(tmp_path):
+    rows = make_rows(20, (*range(18), 18, 18))
+    task = load_task(str(write_folder(tmp_path, train=rows, test=rows)))
+    assert task.validation.labels.tolist() == [18]
+    assert set(task.train.labels[task.training_rows]) == set(range(19))
+
+
+# === Name, source and path ===
+
+
+def make_folder(path):
+    path.mkdir(parents=True)
+    return write_folder(path)
+
+
+def origin(task, **options):
+    task = load_task(task, **options)
+    return task.name, task.source, task.path
+
+
+def test_local_data_have_their_absolute_path(tmp_path, monkeypatch):
+    make_folder(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    expected = "mine", "local", str(tmp_path / "mine")
+    assert origin("mine") == origin("./mine") == origin(tmp_path / "mine") == expected
+
+
+@pytest.mark.parametrize("name", ["sample", "EmotionClassification"])
+def test_local_data_of_a_tasks_name_are_told_from_the_task(tmp_path, name):
+    folder = make_folder(tmp_path / name)
+    expected = f"{name} (local files)", "local", str(folder)
+    assert origin(str(folder)) == origin(folder) == expected
+
+
+def test_a_named_task_with_task_data_is_mtebs_but_local(tmp_path):
+    folder = make_folder(tmp_path / "mine")
+    expected = "EmotionClassification", "local", str(folder)
+    assert origin("EmotionClassification", data=str(folder)) == expected
+    expected = "sample (local files)", "local", str(folder)
+    assert origin("sample", data=str(folder)) == expected
+
+
+def test_a_folder_of_the_name_of_a_task_is_passed_over_with_a_warning(
+    tmp_path, monkeypatch, caplog
+):
+    put_hub(monkeypatch)
+    for name in ("sample", "EmotionClassification"):
+        make_folder(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for name, source in (("sample", "builtin"), ("EmotionClassification", "mteb")):
+        assert origin(name) == (name, source, None)
+        assert f"./{name}" in caplog.text and str(tmp_path) in caplog.text
+        assert not any("./" in note for note in load_task(name).notes)
+        caplog.clear()
+        assert origin(f"./{name}")[0] == f"{name} (local files)"
+        assert not caplog.text
+
+
+def test_data_in_a_folder_whose_name_is_not_unicode_can_be_named_in_a_result(tmp_path, monkeypatch):
+    try:
+        folder = make_folder(tmp_path / os.fsdecode(b"caf\xe9"))
+    except OSError:
+        pytest.skip("this system allows no such name")
+    monkeypatch.chdir(folder)
+    name, _, path = origin(".")
+    assert (name, path) == (r"caf\xe9", str(tmp_path / r"caf\xe9"))
+
+
+def test_the_name_of_local_data_need_not_be_one_of_a_file(tmp_path):
+    name = "n" * 300
+    assert origin(name, data=str(make_folder(tmp_path / "mine")))[0] == name
+    with pytest.raises(InputError, match="task is"):
+        load_task("\ud800", data=str(tmp_path / "mine"))
+
+
+def test_a_folder_that_datasets_would_read_in_place_of_the_hub_is_an_error(tmp_path, monkeypatch):
+    calls = put_hub(monkeypatch)
+    make_folder(tmp_path / "mteb" / "emotion")
+    monkeypatch.chdir(tmp_path)
+    message = message_of("EmotionClassification")
+    assert "folder mteb/emotion" in message and "task_data" in message and not calls
 
 
 # === Duplicates ===
@@ -379,12 +507,28 @@ def test_texts_and_labels_make_a_task_with_a_tenth_held_out():
     [
         (["a", ""], [0, 1], "an empty text in row 2"),
         (["a", "b"], [0, 1, 1], "2 texts, but 3 labels"),
+        ([], [], "no texts"),
         (["a", "b"], [0, "x"], "int and str"),
         (["a", "b"], [1, 1], "only one label, 1"),
+        (["a", "b"], np.eye(2, dtype=int), "labels have 2 dimensions"),
+        (["a", "b"], pd.DataFrame({"label": [0, 1]}), "labels are a table"),
+        (["a", "b"], pd.array([0, None], dtype="Int64"), "no label in row 2"),
+        (["a", "b"], [[0], [1]], "are list"),
+        (["a", "b"], "ab", "labels are a str"),
         (pd.DataFrame({"text": ["a", "b"]}), [0, 1], "one of its columns"),
+        (pd.Series(["a", pd.NA], dtype="string"), [0, 1], "NaN in row 2"),
     ],
 )
 def test_invalid_texts_or_labels_are_an_error(texts, labels, fault):
     with pytest.raises(InputError) as error:
         task_from_arrays(texts, labels)
     assert fault in str(error.value)
+
+
+def test_a_label_of_its_own_for_each_text_takes_little_memory():
+    texts = [f"The rain fell on day {day}. " * (8000 if day == 7 else 1) for day in range(2000)]
+    tracemalloc.start()
+    with pytest.raises(InputError, match="2000 different labels") as error:
+        task_from_arrays(["wet"] * 2000, texts)
+    assert tracemalloc.get_traced_memory()[1] < 20e6 and len(str(error.value)) < 200
+    tracemalloc.stop()

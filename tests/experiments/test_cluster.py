@@ -14,6 +14,7 @@ import filelock
 import pytest
 from made_task import experiment, write_task
 
+from embedder_helpers.experiments import cluster
 from embedder_helpers.experiments import sweep as sweep_module
 from embedder_helpers.experiments import worker as worker_module
 from embedder_helpers.experiments.cluster import Worker
@@ -78,6 +79,21 @@ def test_a_plan_that_another_process_finished_is_not_claimed(plans, tmp_path):
 
 
 # Processes
+
+
+def test_what_a_library_prints_is_logged_whatever_it_is(tmp_path, monkeypatch, log):
+    lines = r"20 of ours\n12345 tokens\n\xb2 squared\n\xff\xfe\n" + "9" * 5000 + r" digits\n"
+    script = f"import sys; sys.stdout.buffer.write(b'{lines}'); sys.exit('x' * 50_000)"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", script], **options)
+    )
+    process = cluster._WorkerProcess(Worker(1, 2, tmp_path), "1", [], tmp_path, math.inf)
+    process.wait(math.inf)
+    process.end()
+    messages = [record.getMessage() for record in log.records]
+    assert messages[:2] == ["GPU 1: of ours", "GPU 1: 12345 tokens"]
+    assert len(messages) == 6 and "ended early" in messages[-1] and len(messages[-1]) < 1200
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,25 @@
 """Plans: which texts an experiment trains on, validates on, samples and scores."""
 
+import dataclasses
+import json
+
 import pytest
 from made_task import experiment, write_task
 
+from embedder_helpers.data.tasks import load_task
 from embedder_helpers.errors import InputError
-from embedder_helpers.experiments.plan import Subset, plan_experiment
+from embedder_helpers.experiments.plan import Subset, plan_experiment, select_rows
 
 
 @pytest.fixture
 def plan(task_folder, tmp_path):
     """Plans an experiment with some settings on the task of 40, 12 and 16 texts."""
     return lambda **settings: plan_experiment(experiment(task_folder, **settings), tmp_path)
+
+
+def append_row(path, text, label):
+    with path.open("a") as file:
+        file.write(json.dumps({"text": text, "label": label}) + "\n")
 
 
 def test_training_on_validation_swaps_the_roles_of_the_splits(plan):
@@ -24,6 +33,47 @@ def test_training_on_validation_swaps_the_roles_of_the_splits(plan):
 def test_max_train_texts_limits_training_and_not_the_protocol(plan):
     rows = plan(kind="roberta_only", max_train_texts=10).rows
     assert len(rows[Subset.TRAIN]) == 10 and len(rows[Subset.PROTOCOL_TRAIN]) > 10
+
+
+def test_max_train_texts_leaves_no_label_out(plan, task_folder):
+    append_row(task_folder / "train.jsonl", "The only text of a third label.", 2)
+    limited = plan(kind="roberta_only", max_train_texts=3)
+    assert sorted(limited.labels(Subset.TRAIN).tolist()) == [0, 1, 2]
+
+
+def test_max_train_texts_below_the_number_of_labels_is_an_error(plan, task_folder):
+    append_row(task_folder / "train.jsonl", "The only text of a third label.", 2)
+    with pytest.raises(InputError, match="max_train_texts is 2, .* at least 3"):
+        plan(kind="roberta_only", max_train_texts=2)
+
+
+def test_a_label_that_the_validation_split_lacks_cannot_be_trained_on_there(plan, task_folder):
+    append_row(task_folder / "train.jsonl", "The only text of a third label.", 2)
+    assert len(plan(kind="roberta_only").rows[Subset.TRAIN]) == 41
+    with pytest.raises(InputError, match="train_split .*label.s. 2: "):
+        plan(kind="roberta_only", train_split="validation")
+
+
+def test_held_out_texts_that_lack_a_label_are_told_from_a_validation_file(plan, task_folder):
+    (task_folder / "validation.jsonl").unlink()
+    append_row(task_folder / "train.jsonl", "The only text of a third label.", 2)
+    with pytest.raises(InputError, match="train_split .*held out .*label.s. 2: .*file"):
+        plan(kind="roberta_only", train_split="validation")
+
+
+def test_mtebs_splits_are_trained_on_as_they_are(plan, task_folder):
+    append_row(task_folder / "train.jsonl", "The only text of a third label.", 2)
+    settings = experiment(task_folder, kind="roberta_only", train_split="validation")
+    task = dataclasses.replace(load_task(settings), source="mteb")
+    assert len(select_rows(settings, task)[Subset.TRAIN]) == 12
+
+
+def test_one_text_of_each_label_can_be_scored_but_not_trained_on(tmp_path):
+    folder = write_task(tmp_path / "few", counts={"train": 5, "test": 5}, num_classes=5)
+    plan = plan_experiment(experiment(folder, kind="gemma_only"), tmp_path)
+    assert len(plan.rows[Subset.PROTOCOL_TRAIN]) == 5
+    with pytest.raises(InputError, match="few has no text to validate training on"):
+        plan_experiment(experiment(folder, kind="roberta_only"), tmp_path)
 
 
 def test_gemma_alone_reads_only_the_texts_of_the_protocol(plan):

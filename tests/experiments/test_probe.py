@@ -55,7 +55,7 @@ class MadeStates:
 def score_made_states(labels, informative=3, **options):
     states = MadeStates(labels, informative, **options)
     ids = from_lengths(np.zeros(len(labels), "int32"), [1] * len(labels))
-    tokens = TokenizedTexts(ids, None, np.zeros(len(labels), bool))
+    tokens = TokenizedTexts([""] * len(labels), ids, None, np.zeros(len(labels), bool))
     return states, score_layers(states, states, tokens, labels, SPECS)
 
 

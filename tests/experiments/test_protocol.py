@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -195,6 +196,15 @@ def test_labels_may_be_any_sequence(kind):
     train, train_labels, test, test_labels = noisy_embeddings()
     scores = scores_of(train, kind(train_labels.tolist()), test, kind(test_labels.tolist()))
     assert scores == noisy_scores()
+
+
+@pytest.mark.parametrize("table", [np.eye(3, dtype=int), pd.DataFrame({"label": [0, 1]}), "ab"])
+def test_labels_that_are_no_list_are_an_error(table):
+    train, train_labels, test, _ = noisy_embeddings()
+    with pytest.raises(InputError, match="labels"):
+        Scores.from_predictions(table, [train_labels])
+    with pytest.raises(InputError, match="labels"):
+        protocol.predict(train, table, test, samples_per_label=2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -524,3 +534,15 @@ def test_a_sentence_transformers_model_has_its_scores_on_the_leaderboard(
     assert process.returncode == 0, process.stderr[-2000:]
     scores = json.loads(process.stdout.splitlines()[-1])
     assert scores == pytest.approx([row["accuracy"], row["f1"]], abs=1e-4)
+
+
+def test_tensors_are_labels_too():
+    import tensorflow as tf
+
+    train, train_labels, test, test_labels = noisy_embeddings()
+    expected = scores_of(train, train_labels, test, test_labels)
+    tensors = tf.constant(train_labels), tf.constant(test_labels)
+    assert scores_of(train, tensors[0], test, tensors[1]) == expected
+    assert scores_of(train, list(tensors[0]), test, list(tensors[1])) == expected
+    with pytest.raises(InputError, match="dimensions"):
+        scores_of(train, tensors[0][:, None], test, tensors[1])

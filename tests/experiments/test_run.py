@@ -64,6 +64,12 @@ def finished(task, tmp_path_factory):
     )
 
 
+def test_a_result_says_where_its_data_come_from(finished, task):
+    for result in finished.results.values():
+        found = {key: result.task[key] for key in ("name", "source", "path")}
+        assert found == {"name": "weather", "source": "local", "path": str(task)}
+
+
 @pytest.fixture
 def gemma_only(finished):
     """The finished experiment of Gemma alone, without saving the embedder."""

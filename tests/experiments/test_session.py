@@ -107,7 +107,7 @@ def test_an_embedder_is_restored_with_its_result(kaggle_inputs, tmp_path):
     write(earlier / "embedder-one" / "gemma", "config.json", "{}")
     assert session.restore_results([tmp_path / "one.json"]) == 1
     assert (tmp_path / "embedder-one" / "gemma" / "config.json").is_file()
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_damaged_result_is_passed_over_for_a_complete_one(kaggle_inputs, tmp_path):

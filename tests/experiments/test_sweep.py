@@ -409,3 +409,70 @@ def test_a_sweep_that_is_killed_repeatedly_ends_with_the_same_results(mixed, tmp
     assert names == {path.name for path in (tmp_path / "uninterrupted").glob("*.json")}
     for name in names:
         assert_same_outcome(read_result(out / name), read_result(tmp_path / "uninterrupted" / name))
+
+
+# Disks, and letters that files cannot hold
+
+
+def test_a_csv_that_cannot_be_written_is_reported_with_the_results(pair, tmp_path):
+    (tmp_path / "results.csv").mkdir()
+    results, failed = run_experiments(pair, tmp_path)
+    assert cutoffs_of(results) == [[1], [2]]
+    ((name, reason),) = failed.items()
+    assert name == "results.csv" and "cannot be written" in reason and "--out" in reason
+
+
+def test_nothing_is_trained_for_a_disk_that_has_become_full(pair, tmp_path, monkeypatch):
+    def fail(*_):
+        raise InputError("the folder cannot be written (No space left on device)")
+
+    ran = []
+    run = sweep_module.run_experiment
+
+    def run_and_fill_the_disk(*arguments):
+        ran.append(arguments)
+        monkeypatch.setattr(sweep_module, "writable_folder", fail)
+        return run(*arguments)
+
+    monkeypatch.setattr(sweep_module, "run_experiment", run_and_fill_the_disk)
+    results, failed = run_experiments(pair, tmp_path)
+    assert len(ran) == len(results) == 1
+    assert "No space left" in next(iter(failed.values()))
+
+
+def test_a_traceback_is_written_in_utf_8_whatever_it_holds(pair, tmp_path, monkeypatch):
+    fail_at([1], monkeypatch, RuntimeError("a folder named 雨 and \udcff"))
+    _, failed = run_experiments(pair, tmp_path)
+    (path,) = tmp_path.glob("*.traceback.txt")
+    text = path.read_text(encoding="utf-8")
+    assert "雨" in text and "\\udcff" in text and len(failed) == 1
+
+
+def test_a_traceback_that_cannot_be_written_does_not_end_the_sweep(pair, tmp_path, monkeypatch):
+    fail_at([1], monkeypatch, ZeroDivisionError("a bug"))
+    _, failed = run_experiments(pair, tmp_path)
+    (path,) = tmp_path.glob("*.traceback.txt")
+    path.unlink()
+    path.mkdir()
+    results, again = run_experiments(pair, tmp_path)
+    assert cutoffs_of(results) == [[2]] and again == failed
+
+
+def test_the_reason_of_a_failure_is_short_on_one_line_and_without_secrets(
+    pair, tmp_path, monkeypatch, log
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    message = "https://ann:word@hub.example refuses\nhf_abcdefgh " + 5000 * "x"
+    fail_at([1], monkeypatch, ConnectionError(message))
+    _, failed = run_experiments(pair, tmp_path)
+    (reason,) = failed.values()
+    (path,) = tmp_path.glob("*.traceback.txt")
+    assert "https://hub.example refuses ***" in reason and len(reason) <= 1000
+    for text in (reason, log.text, path.read_text(encoding="utf-8")):
+        assert "ann:word" not in text and "hf_abcdefgh" not in text
+
+
+@pytest.mark.parametrize("out", ["a\0b", "a\ud800", "x" * 5000, None])
+def test_a_folder_that_cannot_be_one_is_an_error(pair, out):
+    with pytest.raises(InputError, match="cannot be the path"):
+        run_experiments(pair, out)

@@ -251,6 +251,13 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_learning_rate():
         train(epochs=2, texts=(states, labels))
 
 
+def test_a_validation_loss_that_is_not_finite_is_an_error_too(monkeypatch):
+    metrics = {"loss": np.inf, "accuracy": 0.5}
+    monkeypatch.setattr(training, "_evaluate", lambda *_: metrics)
+    with pytest.raises(InputError, match="diverged in epoch 1.*learning_rate"):
+        train(epochs=2)
+
+
 # A classifier that is trained again
 
 

@@ -196,7 +196,7 @@ def test_an_initialized_projection_is_nearer_to_robertas_embeddings_than_a_rando
     roberta_ids, _ = tokenize(embedder.tokenizer, TEXTS, 256, end=True)
     table = ops.convert_to_numpy(embedder.roberta.token_embedding.embeddings)
     alignment = align_tokens(
-        (embedder.gemma.tokenizer, tokens.gemma), (embedder.tokenizer, roberta_ids)
+        TEXTS, (embedder.gemma.tokenizer, tokens.gemma), (embedder.tokenizer, roberta_ids)
     )
     aligned = np.concatenate([states.text(row)[alignment.text(row)] for row in range(len(TEXTS))])
 
@@ -205,7 +205,7 @@ def test_an_initialized_projection_is_nearer_to_robertas_embeddings_than_a_rando
         return np.square(ops.convert_to_numpy(projected)[0] - table[roberta_ids.values]).mean()
 
     before = distance()
-    ridge_map = embedder.initialize_projection(TEXTS, tokens, states)
+    ridge_map = embedder.initialize_projection(tokens, states)
     assert distance() < before / 10
     assert ridge_map.kernel.shape == (96, 128)
 
@@ -237,7 +237,7 @@ def with_head(embedder, labels):
 def closed():
     """A hybrid that adds hidden states behind a closed gate, its projection in closed form."""
     embedder = hybrid(fusion="add", projection_start="ridge")
-    embedder.initialize_projection(TEXTS, *hidden_states(embedder))
+    embedder.initialize_projection(*hidden_states(embedder))
     return embedder
 
 
@@ -280,7 +280,7 @@ def input_embeddings(embedder, batch):
 def test_with_an_open_gate_each_token_is_its_own_embedding_plus_a_projected_hidden_state(opened):
     tokens, states = hidden_states(opened)
     alignment = align_tokens(
-        (opened.gemma.tokenizer, tokens.gemma), (opened.tokenizer, tokens.roberta)
+        TEXTS, (opened.gemma.tokenizer, tokens.gemma), (opened.tokenizer, tokens.roberta)
     )
     table = ops.convert_to_numpy(opened.roberta.token_embedding.embeddings)
     kernel, bias = opened.projection.get_layer("projection_linear").get_weights()

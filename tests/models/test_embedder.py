@@ -1,3 +1,7 @@
+import copy
+import pickle
+
+import joblib
 import keras
 import numpy as np
 import pandas as pd
@@ -147,9 +151,86 @@ def test_a_table_is_refused_instead_of_encoding_its_column_names(classifier, met
         getattr(classifier, method)(table)
 
 
-def test_a_column_of_a_table_and_a_numpy_batch_size_are_accepted(roberta_only):
-    column = roberta_only.encode(pd.Series(TEXTS), batch_size=np.int64(4))
-    assert column.shape == (len(TEXTS), 128)
+@pytest.mark.parametrize("method", ["encode", "predict"])
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), 7, np.array("Fine."), np.array([["Fine."]]), b"Fine.", {"Fine."}]
+)
+def test_what_is_no_list_of_texts_is_refused(classifier, method, value):
+    with pytest.raises(InputError, match="texts (are|have)"):
+        getattr(classifier, method)(value)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\ud83d", None])
+def test_only_empty_texts_are_accepted_on_request(roberta_only, text):
+    if isinstance(text, str) and not text.strip():
+        assert np.isfinite(roberta_only.encode(["Fine.", text], allow_empty=True)).all()
+    else:
+        with pytest.raises(InputError, match="row 2"):
+            roberta_only.encode(["Fine.", text], allow_empty=True)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pd.Series(TEXTS, index=[7, 7, -1, 0]),
+        np.array(TEXTS),
+        np.array(TEXTS, object),
+        tuple(TEXTS),
+        (text for text in TEXTS),
+    ],
+)
+def test_texts_may_be_any_sequence_or_iterable(roberta_only, texts):
+    embeddings = roberta_only.encode(texts, batch_size=np.int64(4))
+    np.testing.assert_allclose(embeddings, roberta_only.encode(TEXTS), atol=1e-4)
+
+
+def test_predictions_of_a_column_have_rows_from_0(classifier):
+    column = pd.Series(TEXTS, index=[7, 7, -1, 0])
+    pd.testing.assert_frame_equal(classifier.predict(column), classifier.predict(TEXTS))
+
+
+def test_no_texts_have_no_embeddings_and_no_predictions(classifier):
+    assert classifier.encode([]).shape == (0, classifier.width)
+    assert list(classifier.predict([])) == ["text", "label", "p(0)", "p(1)"]
+
+
+@pytest.mark.parametrize("fusion", ["replace", "add"])
+def test_neither_nul_nor_the_name_of_a_special_token_ends_a_text(fusion):
+    embedder = build_embedder(Experiment(llm_layers=1, fusion=fusion, projection_start="random"))
+    texts = ["The rain\0 fell", "The rain\0 stopped", "The rain</s> fell", "The rain<eos> fell"]
+    embeddings = embedder.encode(texts)
+    distances = np.linalg.norm(embeddings[:, None] - embeddings[None], axis=-1)
+    assert distances[~np.eye(len(texts), dtype=bool)].min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "roberta_only"])
+def test_a_very_long_text_has_the_embedding_of_its_beginning(tiny_embedders, kind):
+    text = "The rain fell, and the mill by the river stood still. " * 20_000
+    embeddings = tiny_embedders[kind].encode([text, text[:20_000]])
+    np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-5)
+
+
+def test_embeddings_that_are_not_finite_are_an_error(monkeypatch):
+    embedder = build_embedder(Experiment(kind="gemma_only", llm_layers=1))
+    predict_on_batch = embedder.model.predict_on_batch
+    monkeypatch.setattr(
+        embedder.model, "predict_on_batch", lambda batch: predict_on_batch(batch) * [[np.nan], [1]]
+    )
+    with pytest.raises(InputError, match="embeddings of 1 of 2 texts are not finite"):
+        embedder.encode(["Fine.", "Good."])
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.deepcopy, joblib.hash])
+def test_an_embedder_is_saved_not_pickled_or_copied(roberta_only, duplicate):
+    with pytest.raises(InputError, match=r"save\(folder\)"):
+        duplicate(roberta_only)
+
+
+def test_a_shallow_copy_shares_the_models(roberta_only):
+    copied = copy.copy(roberta_only)
+    assert type(copied) is type(roberta_only) and copied.model is roberta_only.model
+    copied.head = "another"
+    assert roberta_only.head != "another"
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, "8"])
@@ -227,8 +308,11 @@ def test_the_command_predict_writes_a_table_of_a_files_texts(classifier, folder,
     pd.DataFrame({"id": range(len(TEXTS)), "body": TEXTS}).to_csv(texts, index=False)
     arguments = ["predict", folder, "--file", str(texts)]
     assert main([*arguments, "--text-column", "body", "--out", str(out)]) == 0
-    pd.testing.assert_frame_equal(pd.read_csv(out), classifier.predict(TEXTS))
-    assert str(out) in capsys.readouterr().out
+    written = pd.read_csv(out)
+    assert written["id"].tolist() == list(range(len(TEXTS)))
+    predictions = classifier.predict(TEXTS).drop(columns="text")
+    pd.testing.assert_frame_equal(written[[*predictions]], predictions)
+    assert str(out) in capsys.readouterr().err
 
 
 def test_the_command_predict_prints_the_labels_of_texts(folder, capsys):
@@ -242,7 +326,7 @@ def test_the_command_predict_prints_the_labels_of_texts(folder, capsys):
     [
         (["--file", "missing.csv"], "there is no file missing.csv"),
         (["--text", " "], "--text: every text must be"),
-        (["--file", "in.csv"], "no column 'text', only body: name the column with --text-column"),
+        (["--file", "in.csv"], "no column 'text', only 'body': name the column with --text-column"),
     ],
 )
 def test_the_command_predict_reports_invalid_input_before_it_loads_a_model(

@@ -15,6 +15,7 @@ import types
 from pathlib import Path
 
 import filelock
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from shared_gemma import TEXTS, TINY, shared_gemma, token_ids, two_texts_per_bat
 
 from embedder_helpers.errors import InputError
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, from_lengths
+from embedder_helpers.models.fingerprints import hdf5_datasets
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import RESERVE, HiddenStateCache, _shards, text_keys
 from embedder_helpers.models.layer_file import count_records
@@ -217,11 +219,11 @@ def test_texts_that_differ_in_a_token_have_different_keys():
 
 @pytest.fixture
 def other_preset(tmp_path):
-    """The tiny model under its own name in another folder, with one more byte in a file."""
+    """The tiny model under its own name in another folder, with another value of a weight."""
     folder = tmp_path / "elsewhere" / "tiny_gemma"
     shutil.copytree(TINY.handle, folder)
-    with (folder / "config.json").open("a") as file:
-        file.write("\n")
+    with h5py.File(folder / "model.weights.h5", "r+") as file:
+        next(iter(hdf5_datasets(file).values()))[0] += 1
     return find_preset("llm_preset", str(folder))
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import gc
+import json
 import shutil
 import weakref
 
@@ -15,7 +16,7 @@ from embedder_helpers.errors import InputError
 from embedder_helpers.models import gemma as gemma_module
 from embedder_helpers.models import layer_weights, presets
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
-from embedder_helpers.models.layer_weights import WEIGHTS_FILE, FileWeights
+from embedder_helpers.models.layer_weights import SHARDS_FILE, WEIGHTS_FILE, FileWeights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -267,3 +268,61 @@ def test_other_weights_than_expected_are_an_error_naming_their_layer(preset_copy
     change_layers(path, lambda groups: damage(groups[fifth_layer(groups)]))
     with pytest.raises(InputError, match="layer 5 .*stream_blocks: false"):
         FileWeights(preset)
+
+
+@pytest.mark.parametrize("name", ["../other.weights.h5", "/etc/passwd", "config.json", 7, ["a", 1]])
+def test_an_index_that_names_something_else_than_weights_is_an_error(preset_copy, name):
+    preset, path = preset_copy
+    path.rename(path.with_name("model_00000.weights.h5"))
+    index = {"weight_map": {"/layers": name, "/more": "model_00000.weights.h5"}}
+    path.with_name(SHARDS_FILE).write_text(json.dumps(index))
+    with pytest.raises(InputError, match="copy|use a complete preset|stream_blocks: false"):
+        FileWeights(preset)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "[" * 100_000])
+def test_an_index_that_is_damaged_is_an_error(preset_copy, text):
+    preset, path = preset_copy
+    path.rename(path.with_name("model_00000.weights.h5"))
+    path.with_name(SHARDS_FILE).write_text(text)
+    with pytest.raises(InputError, match=f"has no file {WEIGHTS_FILE}"):
+        FileWeights(preset)
+
+
+def store_whole_numbers(layer):
+    name, weight = next(iter(datasets(layer).items()))
+    values = weight[()].astype("int32")
+    del layer[name]
+    layer[name] = values
+
+
+def link_out(layer):
+    name = next(iter(datasets(layer)))
+    del layer[name]
+    layer[name] = h5py.ExternalLink("/somewhere/else.h5", "/x")
+
+
+def describe_only(layer):
+    name, weight = next(iter(datasets(layer).items()))
+    shape = (10**9, *weight.shape)
+    del layer[name]
+    layer.create_dataset(name, shape, "float32")
+
+
+@pytest.mark.parametrize("damage", [store_whole_numbers, link_out, describe_only])
+def test_weights_of_a_stranger_are_an_error(preset_copy, damage):
+    preset, path = preset_copy
+    change_layers(path, lambda groups: damage(groups[fifth_layer(groups)]))
+    with pytest.raises(InputError, match="save the preset again|copy the whole preset"):
+        FileWeights(preset)
+
+
+def test_weights_that_are_not_finite_are_an_error_that_names_the_preset(preset_copy):
+    preset, path = preset_copy
+
+    def damage(layer):
+        next(iter(datasets(layer).values()))[0] = np.nan
+
+    change_layers(path, lambda groups: damage(groups[fifth_layer(groups)]))
+    with pytest.raises(InputError, match=f"'{preset.name}'.*not finite"):
+        Gemma(preset, True, "float32").hidden_states(token_ids(), [HiddenStateSpec(5, "rms")])

@@ -1,19 +1,24 @@
 import json
+import os
 import shutil
 
 import huggingface_hub
+import hypothesis
 import kagglehub
 import pytest
+from hypothesis import strategies as st
 
-from embedder_helpers.builtin import BUILTIN_FOLDER
+from embedder_helpers.builtin import BUILTIN_FOLDER, BUILTIN_PRESETS
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
+from embedder_helpers.models.fingerprints import files_fingerprint
+from embedder_helpers.models.preset_config import OPTIONS, SIZES
 from embedder_helpers.models.presets import (
     Preset,
     find_preset,
     find_presets,
-    folder_fingerprint,
     from_preset,
+    has_fingerprint,
     preset_config,
     preset_file,
 )
@@ -93,8 +98,19 @@ def test_a_folder_without_a_readable_config_is_an_error(tmp_path, content):
         (tmp_path / "config.json").write_text(content)
     message = error_of("llm_preset", str(tmp_path))
     assert (
-        message.startswith(f"llm_preset: {tmp_path} is not a preset") and "config.json" in message
+        message.startswith(f"llm_preset: '{tmp_path}' is not a preset") and "config.json" in message
     )
+
+
+def test_the_reason_why_a_config_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("\ufeff" + json.dumps(HF_GEMMA), encoding="utf-8")
+    assert "BOM" in error_of("llm_preset", str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_no_error_where_it_is_not_read(tmp_path, value):
+    folder = write_preset(tmp_path / "gemma", HF_GEMMA | {"classifier_dropout": value})
+    assert find_preset("llm_preset", str(folder)).num_layers == 18
 
 
 def test_a_config_without_a_size_is_an_error_that_names_the_missing_key(tmp_path):
@@ -261,47 +277,143 @@ def test_a_folder_that_lacks_a_file_is_an_error_that_names_it(tmp_path):
         preset_file("llm_preset", preset, "model.weights.h5")
 
 
-# Fingerprints
+# Folders of strangers
+
+GEMMA = json.loads((BUILTIN_FOLDER / "tiny_gemma" / "config.json").read_text())
+ROBERTA = json.loads((BUILTIN_FOLDER / "tiny_roberta" / "config.json").read_text())
+NOT_SIZES = ["18", -1, 0, 2.0, 10**30, True, None, [[18]], {"a": 1}]
 
 
-def test_folders_of_the_same_content_have_the_same_fingerprint(tmp_path):
-    folder = write_preset(tmp_path / "first", HF_GEMMA)
-    copy = shutil.copytree(folder, tmp_path / "second")
-    assert folder_fingerprint(folder) == folder_fingerprint(copy)
+def changed(config, key, value):
+    return config | {"config": config["config"] | {key: value}}
 
 
-def test_the_time_of_saving_does_not_change_a_fingerprint(tmp_path):
-    folder = write_preset(tmp_path / "preset", HF_GEMMA)
-    before = folder_fingerprint(folder)
-    (folder / "metadata.json").write_text('{"date_saved": "2026-01-01@00:00:00"}')
-    assert folder_fingerprint(folder) == before
+@pytest.mark.parametrize("key", SIZES["llm_preset"])
+@pytest.mark.parametrize("value", NOT_SIZES)
+def test_a_size_that_no_gemma_has_is_an_error_that_names_it(tmp_path, key, value):
+    folder = write_preset(tmp_path / "gemma", changed(GEMMA, key, value))
+    assert key in error_of("llm_preset", str(folder))
 
 
-def change_content(folder):
-    (folder / "assets" / "vocabulary.txt").write_text("b")
+@pytest.mark.parametrize("key", SIZES["slm_preset"])
+@pytest.mark.parametrize("value", NOT_SIZES)
+def test_a_size_that_no_roberta_has_is_an_error_that_names_it(tmp_path, key, value):
+    folder = write_preset(tmp_path / "roberta", changed(ROBERTA, key, value))
+    assert key in error_of("slm_preset", str(folder))
 
 
-def change_name(folder):
-    (folder / "assets" / "vocabulary.txt").rename(folder / "assets" / "words.txt")
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "max_position_embeddings"])
+@pytest.mark.parametrize("value", NOT_SIZES)
+def test_a_size_that_no_hugging_face_model_has_is_an_error(tmp_path, key, value):
+    folder = write_preset(tmp_path / "roberta", HF_ROBERTA | {key: value})
+    assert key in error_of("slm_preset", str(folder))
 
 
-def add_file(folder):
-    (folder / "model.weights.h5").write_bytes(b"weights")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_key_value_heads", 2),  # of three queries
+        ("head_dim", 33),
+        ("use_post_ffw_norm", "yes"),
+        ("layer_norm_epsilon", -1),
+        ("sliding_window_size", [4]),
+    ],
+)
+def test_an_option_that_no_gemma_has_is_an_error(tmp_path, key, value):
+    folder = write_preset(tmp_path / "gemma", changed(GEMMA, key, value))
+    message = error_of("llm_preset", str(folder))
+    assert key in message or "num_query_heads" in message
 
 
-@pytest.mark.parametrize("change", [change_content, change_name, add_file])
-def test_a_fingerprint_changes_with_a_files_content_or_name(tmp_path, change):
-    folder = write_preset(tmp_path / "first", HF_GEMMA)
-    (folder / "assets").mkdir()
-    (folder / "assets" / "vocabulary.txt").write_text("a")
-    copy = shutil.copytree(folder, tmp_path / "second")
-    change(copy)
-    assert folder_fingerprint(folder) != folder_fingerprint(copy)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"class_name": "GemmaBackbone", "config": {"num_layers": 1e400}}',
+        '{"class_name": "GemmaBackbone", "class_name": "GemmaBackbone"}',
+        "[" * 100_000,
+        "1" * 5000,
+        " " * 2**21,
+    ],
+)
+def test_json_that_is_no_config_is_an_error(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert "config.json" in error_of("llm_preset", str(tmp_path))
 
 
-def test_a_file_that_changes_within_a_process_changes_the_fingerprint(tmp_path):
-    weights = tmp_path / "weights"
-    weights.write_bytes(b"one")
-    before = folder_fingerprint(tmp_path)
-    weights.write_bytes(b"three")
-    assert folder_fingerprint(tmp_path) != before
+@pytest.mark.parametrize("device", ["pipe", "/dev/zero"])
+def test_a_config_without_an_end_is_an_error(tmp_path, device):
+    if device == "pipe":
+        os.mkfifo(tmp_path / "config.json")
+    else:
+        (tmp_path / "config.json").symlink_to(device)
+    assert "config.json" in error_of("llm_preset", str(tmp_path))
+
+
+def test_a_class_that_is_loaded_in_place_of_the_named_one_is_an_error(tmp_path):
+    folder = write_preset(tmp_path, GEMMA | {"registered_name": "keras_hub>BertBackbone"})
+    assert "is a keras_hub>BertBackbone" in error_of("llm_preset", str(folder))
+
+
+def test_a_model_larger_than_its_files_is_an_error_before_it_is_made(tmp_path):
+    folder = shutil.copytree(BUILTIN_FOLDER / "tiny_gemma", tmp_path / "gemma")
+    write_preset(folder, changed(GEMMA, "vocabulary_size", 10**7))
+    message = error_of("llm_preset", str(folder))
+    assert "weights" in message and "bytes" in message
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=2000),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@hypothesis.settings(
+    max_examples=100,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(st.sampled_from([*SIZES["llm_preset"], *OPTIONS]), values)
+def test_any_value_is_accepted_or_one_sentence(tmp_path, key, value):
+    shutil.copytree(BUILTIN_FOLDER / "tiny_gemma", tmp_path / "gemma", dirs_exist_ok=True)
+    write_preset(tmp_path / "gemma", changed(GEMMA, key, value))
+    try:
+        assert find_preset("llm_preset", str(tmp_path / "gemma"))
+    except InputError as error:
+        assert len(str(error)) < 1200 and len(str(error).splitlines()) == 1
+
+
+@hypothesis.settings(
+    max_examples=100,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(values)
+def test_any_json_is_one_sentence(tmp_path, value):
+    (tmp_path / "config.json").write_text(json.dumps(value))
+    message = error_of("llm_preset", str(tmp_path))
+    assert len(message) < 1200 and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", BUILTIN_PRESETS)
+def test_a_folder_of_a_built_in_models_name_is_passed_over_with_a_warning(
+    tmp_path, monkeypatch, caplog, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    role = "llm_preset" if name == "tiny_gemma" else "slm_preset"
+    assert find_preset(role, name).handle == str(BUILTIN_FOLDER / name)
+    assert f"./{name}" in caplog.text and str(tmp_path) in caplog.text
+
+
+def test_the_home_folder_is_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    folder = write_preset(tmp_path / "gemma", HF_GEMMA)
+    assert find_preset("llm_preset", "~/gemma").handle == str(folder)
+
+
+def test_a_preset_has_the_fingerprint_that_an_older_version_gave_it():
+    preset = find_preset("llm_preset", "tiny_gemma")
+    old = files_fingerprint(BUILTIN_FOLDER / "tiny_gemma")
+    assert old != preset.fingerprint
+    assert has_fingerprint(preset, old) and has_fingerprint(preset, preset.fingerprint)
+    assert not has_fingerprint(preset, "0" * 64)

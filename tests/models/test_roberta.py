@@ -1,10 +1,15 @@
+import shutil
 import subprocess
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
 
+from embedder_helpers.builtin import BUILTIN_FOLDER
+from embedder_helpers.errors import InputError
+from embedder_helpers.models.fingerprints import hdf5_datasets
 from embedder_helpers.models.presets import find_preset
 from embedder_helpers.models.roberta import encode_embeddings, load_roberta
 
@@ -43,6 +48,15 @@ def test_embeddings_of_padding_change_nothing(roberta, encoder):
     changed[1, 3:] = 7.0
     states, expected = (encoder.predict_on_batch([one, MASK]) for one in (changed, embeddings))
     np.testing.assert_allclose(states[MASK > 0], expected[MASK > 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_an_error_that_names_their_folder(tmp_path, value):
+    folder = shutil.copytree(BUILTIN_FOLDER / "tiny_roberta", tmp_path / "roberta")
+    with h5py.File(folder / "model.weights.h5", "r+") as file:
+        list(hdf5_datasets(file).values())[-1][...] = value
+    with pytest.raises(InputError, match="roberta.*not finite"):
+        load_roberta(find_preset("slm_preset", str(folder)))
 
 
 @pytest.mark.real

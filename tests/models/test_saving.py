@@ -1,4 +1,6 @@
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,9 +10,10 @@ import h5py
 import keras_hub
 import numpy as np
 import pytest
+from made_links import link_files
 from made_presets import write_gemma
 from made_task import experiment, write_task
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import load_task
@@ -22,7 +25,7 @@ from embedder_helpers.models import saving
 from embedder_helpers.models.architectures import build_embedder, load_embedder
 from embedder_helpers.models.embedder import Head
 from embedder_helpers.models.presets import find_preset
-from embedder_helpers.results.result import Result, read_result
+from embedder_helpers.results.result import Result, embedder_folder, read_result
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["I wish the clasp were stronger.", "It works as well as it can, she said."]
@@ -111,7 +114,7 @@ def test_a_loaded_single_model_has_the_same_embeddings_bit_for_bit(settings, wit
 
 
 def test_the_weights_around_roberta_are_saved_by_name(saved):
-    assert set(saving.read_arrays(saved)) == {
+    assert set(load_file(saved / "joint.safetensors")) == {
         "standardise/mean",
         "standardise/deviation",
         "layer_pooling/logits",
@@ -211,36 +214,85 @@ def test_a_failing_save_leaves_the_former_embedder(gemma_only, small, monkeypatc
     assert [path.name for path in small.parent.iterdir()] == ["small"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(39, "Directory not empty")])
-def test_a_save_that_ends_between_its_two_renames_leaves_the_former_embedder(
-    gemma_only, small, monkeypatch, error
-):
-    before, rename = (small / "embedder.json").read_bytes(), Path.replace
-
-    def fail(path, target):
-        if path.suffix == ".part":
-            raise error
-        return rename(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", fail)
-        with pytest.raises((KeyboardInterrupt, InputError)):
-            gemma_only[2].save(small)
-    assert (small / "embedder.json").read_bytes() == before
-    assert [path.name for path in small.parent.iterdir()] == ["small"]
-
-
 def test_an_embedder_that_a_killed_save_moved_away_is_restored(small, small_embeddings):
-    small.rename(small.with_name(".small.old"))
+    small.rename(small.with_name(".small.old"))  # as versions before 0.5.0 did
     np.testing.assert_array_equal(load_embedder(small).encode(TEXTS), small_embeddings)
 
 
-def test_a_folder_that_holds_something_else_is_not_replaced(gemma_only, tmp_path):
-    (tmp_path / "precious").write_text("")
-    for taken in (tmp_path, tmp_path / "precious"):
-        with pytest.raises(InputError, match="holds something else"):
+def test_an_old_embedder_that_a_killed_save_left_is_removed_and_blocks_no_save(gemma_only, small):
+    for use in (load_embedder, gemma_only[1].save):
+        shutil.copytree(small, small.with_name(".small.old"))
+        use(small)
+        assert [path.name for path in small.parent.iterdir()] == ["small"]
+
+
+def test_a_save_during_another_of_the_same_folder_succeeds(gemma_only, small, monkeypatch):
+    write = saving.write_manifest
+
+    def write_meanwhile(*args, **options):
+        monkeypatch.setattr(saving, "write_manifest", write)
+        gemma_only[1].save(small)
+        write(*args, **options)
+
+    monkeypatch.setattr(saving, "write_manifest", write_meanwhile)
+    gemma_only[2].save(small)
+    assert load_embedder(small).specs[0].cutoff == 2
+    assert [path.name for path in small.parent.iterdir()] == ["small"]
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(gemma_only, small):
+    (small / "notes.txt").write_text("precious")
+    for taken in (small.parent, small, small / "notes.txt"):
+        with pytest.raises(InputError, match="holds something else .* give a new folder"):
             gemma_only[1].save(taken)
-    assert (tmp_path / "precious").exists()
+    assert (small / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["notes", "roberta/notes.txt", "gemma/mine/a.txt"])
+def test_a_file_that_is_not_the_embedders_own_blocks_a_save_also_deep_inside(
+    gemma_only, small, name
+):
+    path = small / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("precious")
+    with pytest.raises(InputError, match=f"{path.name}.*give a new folder"):
+        gemma_only[1].save(small)
+    assert path.read_text() == "precious"
+
+
+def test_hidden_files_of_the_system_do_not_block_a_save_but_a_repository_does(gemma_only, small):
+    (small / "roberta").mkdir()
+    for folder in (small, small / "roberta"):
+        (folder / ".DS_Store").write_text("")
+    gemma_only[1].save(small)
+    (small / ".git").mkdir()
+    with pytest.raises(InputError, match=".git"):
+        gemma_only[1].save(small)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "folder"])
+def test_a_damaged_embedder_of_a_run_is_replaced(gemma_only, small, damage):
+    folder = small.rename(small.with_name("embedder-weather-k1-01234567"))
+    damage_manifest(folder, damage)
+    gemma_only[1].save(folder)
+    assert load_embedder(folder).specs[0].cutoff == 1
+
+
+def test_what_might_be_presets_of_the_user_is_not_replaced(gemma_only, small):
+    (small / "embedder.json").unlink()
+    (small / "roberta").mkdir()
+    with pytest.raises(InputError, match="holds something else"):
+        gemma_only[1].save(small)
+
+
+def damage_manifest(folder, damage):
+    """Leave no file `embedder.json`, an empty one, or a folder of that name."""
+    path = folder / "embedder.json"
+    path.unlink()
+    if damage == "empty":
+        path.touch()
+    elif damage == "folder":
+        path.mkdir()
 
 
 # Damaged folders
@@ -254,36 +306,144 @@ def test_a_folder_without_an_embedder_is_an_error(tmp_path):
 def test_a_damaged_or_missing_file_is_named(small):
     path = small / "joint.safetensors"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(InputError, match="joint.safetensors is missing or damaged"):
+    with pytest.raises(InputError, match="joint.safetensors' is missing or damaged"):
         load_embedder(small)
     path.unlink()
-    with pytest.raises(InputError, match="joint.safetensors is missing or damaged"):
+    with pytest.raises(InputError, match="joint.safetensors' is missing or damaged"):
         load_embedder(small)
+
+
+def change(folder, **values):
+    """Change the manifest as if it had been saved so, by a version without checksums."""
+    path = folder / "embedder.json"
+    content = json.loads(path.read_text()) | values
+    content.pop("checksum", None)
+    path.write_text(json.dumps(content))
 
 
 def test_a_later_version_is_an_error(small):
-    path = small / "embedder.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(InputError, match="has format .*: update embedder_helpers"):
+    change(small, format=99)
+    with pytest.raises(InputError, match="format is 99.*: update embedder_helpers"):
         load_embedder(small)
+
+
+def test_no_flipped_bit_of_the_manifest_makes_another_one(small):
+    path, expected = small / "embedder.json", saving.read_manifest(small)
+    content = path.read_bytes()
+    for position in range(0, 8 * len(content), 13):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            assert saving.read_manifest(small) == expected, position
+        except InputError as error:
+            assert str(small) in str(error)
+
+
+def test_no_truncated_manifest_is_read(small):
+    path = small / "embedder.json"
+    content = path.read_bytes()
+    for length in range(0, len(content) - 1, 29):
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match="embedder.json is damaged"):
+            saving.read_manifest(small)
+
+
+@pytest.mark.parametrize("name", ["../small/joint.safetensors", "/etc/hostname", "a\\b", "x:y", ""])
+def test_a_manifest_names_files_inside_its_folder_only(small, name):
+    files = json.loads((small / "embedder.json").read_text())["files"]
+    change(small, files=files | {name: "0" * 64})
+    with pytest.raises(InputError, match="missing or damaged"):
+        saving.read_manifest(small)
+
+
+def test_an_embedder_of_links_to_a_cache_is_loaded_and_its_files_are_still_checked(
+    small, small_embeddings, tmp_path
+):
+    cached = link_files(small, tmp_path / "model")
+    np.testing.assert_array_equal(load_embedder(cached).encode(TEXTS), small_embeddings)
+    (cached / "joint.safetensors").resolve().write_bytes(b"other weights")
+    with pytest.raises(InputError, match="missing or damaged"):
+        load_embedder(cached)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link in a circle"])
+def test_what_has_no_end_among_the_files_is_an_error_not_a_wait(small, kind):
+    path = small / "joint.safetensors"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    with pytest.raises(InputError, match="missing or damaged"):
+        load_embedder(small)
+
+
+def test_the_weights_of_a_saved_embedder_are_read_once_to_check_them(saved, monkeypatch):
+    monkeypatch.setattr("embedder_helpers.models.presets.folder_fingerprint", None)
+    manifest = saving.read_manifest(saved)
+    roberta = saving.saved_preset("slm_preset", saved, manifest, None)
+    assert roberta.fingerprint == manifest.presets["slm_preset"]["fingerprint"]
+
+
+def test_a_preset_whose_fingerprint_is_known_is_still_checked_for_links(tmp_path):
+    folder = shutil.copytree(find_preset("slm_preset", "tiny_roberta").handle, tmp_path / "preset")
+    assert find_preset("slm_preset", str(folder), "0123").fingerprint == "0123"
+    with h5py.File(folder / "model.weights.h5", "r+") as file:
+        file["layers/more"] = h5py.ExternalLink("/somewhere/else.h5", "/x")
+    with pytest.raises(InputError, match="is a link"):
+        find_preset("slm_preset", str(folder), "0123")
+
+
+def save_arrays(folder, arrays):
+    """Write the weights with a checksum that fits, whatever they are."""
+    content = arrays if isinstance(arrays, bytes) else save(arrays)
+    (folder / "joint.safetensors").write_bytes(content)
+    files = json.loads((folder / "embedder.json").read_text())["files"]
+    change(folder, files=files | {"joint.safetensors": hashlib.sha256(content).hexdigest()})
+
+
+def head(kernel=1.0, bias=0.0, classes=2):
+    return {
+        "head/kernel": np.full((96, classes), kernel, "float32"),
+        "head/bias": np.full(classes, bias, "float32"),
+    }
 
 
 @pytest.mark.parametrize(
-    "content",
-    [{"experiment": {}}, {"presets": None}, {"files": []}, {"files": 7}, {"classes": [0]}],
+    "arrays",
+    [
+        b"not safetensors",
+        {},
+        head(classes=3),
+        head() | {"other": np.zeros(1)},
+        {name: array.astype(int) for name, array in head().items()},
+        head(kernel=np.nan),
+        head(bias=-np.inf),
+    ],
 )
-def test_a_damaged_value_of_the_manifest_is_an_error(small, content):
-    path = small / "embedder.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | content))
-    with pytest.raises(InputError, match=str(path)):
+def test_weights_that_do_not_fit_or_are_not_finite_are_an_error(small, arrays):
+    change(small, classes=["a", "b"])
+    save_arrays(small, head())
+    load_embedder(small)
+    save_arrays(small, arrays)
+    with pytest.raises(InputError, match="joint.safetensors is damaged"):
         load_embedder(small)
 
 
-def test_a_truncated_manifest_is_an_error(small):
-    path = small / "embedder.json"
-    path.write_text(path.read_text()[:50])
-    with pytest.raises(InputError, match="is damaged"):
-        load_embedder(small)
+def test_scores_that_are_not_finite_have_no_label():
+    broken = Head(np.full((2, 2), np.nan), np.zeros(2), np.array([0, 1]))
+    for method in (broken.predict, broken.probabilities):
+        with pytest.raises(InputError, match="not finite"):
+            method(np.ones((1, 2)))
+
+
+def test_a_text_longer_than_the_saved_roberta_allows_is_an_error(tmp_path):
+    folder = build_embedder(Experiment(kind="roberta_only")).save(tmp_path / "roberta")
+    experiment = json.loads((folder / "embedder.json").read_text())["experiment"]
+    change(folder, experiment=experiment | {"max_tokens": 100_000})
+    with pytest.raises(InputError, match="max_tokens is 100000"):
+        load_embedder(folder)
 
 
 # Formats of earlier versions
@@ -323,6 +483,7 @@ def test_an_embedder_of_format_1_is_saved_again_in_the_same_format(format_1, tmp
         json.loads((folder / "embedder.json").read_text()) for folder in (format_1, again)
     )
     before["experiment"]["llm_dtype"] = "float32"  # a setting that came later
+    assert after.pop("checksum")
     assert after | {"versions": before["versions"]} == before
 
 
@@ -414,6 +575,80 @@ def test_a_finished_experiment_is_repeated_if_its_embedder_is_wanted(modes, gemm
         shutil.rmtree(folder)
     assert plan_experiment(modes[False], tmp_path / "run").is_finished()
     assert not plan_experiment(modes[True], tmp_path / "run").is_finished()
+
+
+def unfinished(plan, caplog):
+    """Whether an experiment is to be run again, and the log says why."""
+    caplog.clear()
+    return not plan.is_finished() and "is run again" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["empty", "folder"])
+def test_an_experiment_with_a_damaged_embedder_is_not_finished(
+    modes, gemma_run, tmp_path, damage, caplog
+):
+    out = shutil.copytree(gemma_run[0], tmp_path / "run")
+    plan = plan_experiment(modes[True], out)
+    assert plan.is_finished()
+    damage_manifest(next(out.glob("embedder-*")), damage)
+    assert unfinished(plan, caplog)
+    run_experiments([modes[True]], out)
+    assert plan.is_finished()
+
+
+def test_an_experiment_without_a_file_of_its_embedder_is_not_finished(
+    modes, gemma_run, tmp_path, caplog
+):
+    out = shutil.copytree(gemma_run[0], tmp_path / "run")
+    (path,) = out.glob("embedder-*/joint.safetensors")
+    path.unlink()
+    assert unfinished(plan_experiment(modes[True], out), caplog)
+    assert plan_experiment(modes[False], out).is_finished()
+
+
+def test_the_result_or_embedder_of_another_experiment_is_not_its_own(
+    task, modes, gemma_run, tmp_path, caplog
+):
+    other = experiment(task, kind="gemma_only", llm_layers=3, save_embedder=True)
+    run_experiments([other], tmp_path / "other")
+    (others_embedder,) = (tmp_path / "other").glob("embedder-*")
+    plan = plan_experiment(modes[True], shutil.copytree(gemma_run[0], tmp_path / "run"))
+    folder, result_path = embedder_folder(plan.path), plan.path
+    shutil.rmtree(folder)
+    shutil.copytree(others_embedder, folder)
+    assert unfinished(plan, caplog)
+    shutil.copy(next((tmp_path / "other").glob("*.json")), result_path)
+    assert unfinished(plan, caplog)
+
+
+def test_a_folder_that_stands_in_the_way_of_an_embedder_is_reported_before_any_work(
+    modes, tmp_path
+):
+    plan = plan_experiment(modes[True], tmp_path)
+    embedder_folder(plan.path).mkdir()
+    (embedder_folder(plan.path) / "notes.txt").write_text("precious")
+    with pytest.raises(InputError, match="holds something else"):
+        plan.is_finished()
+
+
+def test_an_embedder_that_a_killed_run_moved_away_is_put_back_and_finished(
+    modes, gemma_run, tmp_path
+):
+    out = shutil.copytree(gemma_run[0], tmp_path / "run")
+    (folder,) = out.glob("embedder-*")
+    work = out / ".saving-killed"
+    (work / "new" / folder.name).mkdir(parents=True)
+    (work / "old").mkdir()
+    (work / "lock").touch()
+    folder.rename(work / "old" / folder.name)
+    assert plan_experiment(modes[True], out).is_finished()
+    assert not work.exists()
+
+
+def test_a_note_beside_a_whole_embedder_is_no_damage(modes, gemma_run, tmp_path):
+    out = shutil.copytree(gemma_run[0], tmp_path / "run")
+    (next(out.glob("embedder-*")) / "notes.txt").write_text("precious")
+    assert plan_experiment(modes[True], out).is_finished()
 
 
 def test_a_gemma_wanted_later_is_added_to_the_saved_embedder(modes, gemma_run, tmp_path):

@@ -92,6 +92,12 @@ def test_results_of_another_version_or_other_data_are_rows_of_their_own(changes)
     assert comparison.comparison_table([older, newer])["seeds"].tolist() == [1, 1]
 
 
+def test_a_copy_of_a_result_counts_once():
+    table = comparison.comparison_table([*HYBRIDS, HYBRIDS[0]])
+    assert table["seeds"].tolist() == [3]
+    assert comparison.difference_table([*HYBRIDS, HYBRIDS[0], *ROBERTAS])["seeds"].tolist() == [2]
+
+
 # === Differences ===
 
 

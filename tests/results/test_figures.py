@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from made_results import EMOTION, TRAINED, result
 
+from embedder_helpers.errors import InputError
 from embedder_helpers.results import figures
 from embedder_helpers.results.comparison import score_interval
 from embedder_helpers.results.leaderboard import load_original_study
@@ -217,6 +218,66 @@ def test_the_original_studys_curve_is_shown_on_its_tasks(two_tasks, row):
 def test_validation_scores_are_shown_without_the_original_study():
     panel, _ = figures.plot_layers([result(task=EMOTION, scored_split="validation")]).axes
     assert not any("original" in label for label in lines(panel))
+
+
+# === Names that are not ours ===
+
+
+ODD_NAMES = (r"$\frac$", "$", r"\$x$", "日本 😀", "\x1b[0m", "x" * 5000)
+
+
+@pytest.mark.parametrize("plot", [figures.plot_scores, figures.plot_layers, figures.plot_ablation])
+def test_a_figure_shows_any_name_as_it_is(tmp_path, recwarn, plot):
+    names = zip(ODD_NAMES, reversed(ODD_NAMES), strict=True)
+    results = [result(task=name, llm_preset=preset) for name, preset in names]
+    plot([*results, *(result(task=name) for name in ODD_NAMES)], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_a_dollar_is_a_letter_and_an_unknown_letter_is_spelled():
+    panel, _ = figures.plot_scores([result(task="$a$ 日")]).axes
+    assert panel.get_title(loc="left") == r"\$a\$ \u65e5: accuracy"
+
+
+def test_embedders_whose_names_are_cut_alike_keep_their_rows():
+    names = ["x" * 200 + end + "x" * 200 for end in "ab"]
+    panel, _ = figures.plot_scores([result(llm_preset=name) for name in names]).axes
+    assert len(tick_labels(panel)) == 2 and all(len(name) < 250 for name in tick_labels(panel))
+
+
+def test_two_data_sets_of_one_name_have_panels_of_their_own():
+    two = [result(), result()]
+    two[1].inputs["task"] = "abcdef0123"
+    titles = [panel.get_title(loc="left") for panel in figures.plot_scores(two).axes]
+    assert titles[::2] == ["weather [01234567]: accuracy", "weather [abcdef01]: accuracy"]
+
+
+def test_a_folder_with_the_name_of_a_task_has_no_curve_of_the_original_study():
+    local = result(task=EMOTION, task_data="mine")
+    local.experiment["task"] = f"data/{EMOTION}"
+    panel, _ = figures.plot_layers([local]).axes
+    assert not any("original" in label for label in lines(panel))
+
+
+def test_another_number_of_texts_per_label_has_no_curve_of_the_original_study():
+    few = result(task=EMOTION)
+    few.task["samples_per_label"] = 2
+    panel, _ = figures.plot_layers([few]).axes
+    assert not any("original" in label for label in lines(panel))
+
+
+def test_very_many_embedders_fit_into_a_file(tmp_path):
+    figure = figures.plot_scores([result()])
+    figure.set_figheight(1000)
+    figures.save(figure, tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").stat().st_size > 1000
+
+
+def test_a_figure_that_cannot_be_written_is_an_input_error(tmp_path):
+    (tmp_path / "scores.png").mkdir()
+    with pytest.raises(InputError, match=str(tmp_path)):
+        figures.plot_scores([result()], tmp_path / "scores.png")
 
 
 # === Layout ===

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from made_results import EMOTION, TRAINED, result
 
+from embedder_helpers.errors import InputError
 from embedder_helpers.results import leaderboard
 from embedder_helpers.results.comparison import score_interval
 from embedder_helpers.results.figures import plot_leaderboard
@@ -34,6 +37,63 @@ def test_the_description_names_file_date_source_and_tasks():
     for part in (leaderboard.LEADERBOARD_FILE, leaderboard.last_updated(), leaderboard.SOURCE):
         assert str(part) in text
     assert EMOTION in text and "AmazonCounterfactualClassification" in text
+
+
+@pytest.fixture
+def rows():
+    """Two valid rows as they are stored, by column."""
+    return pd.read_csv(leaderboard.LEADERBOARD_FILE, dtype=str, keep_default_na=False)[:2]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("accuracy", "nan"),
+        ("accuracy", "1e400"),
+        ("accuracy", "93.1"),
+        ("f1", "-1"),
+        ("parameters", "-5"),
+        ("parameters", "9" * 5000),
+        ("parameters", "many"),
+        ("self_reported", "maybe"),
+        ("trained_on_task", "perhaps"),
+        ("read", "2026-13"),
+        ("read", ""),
+        ("model", ""),
+        ("model", "\0"),
+    ],
+)
+def test_a_value_that_is_no_score_is_an_error(rows, tmp_path, column, value):
+    rows.loc[1, column] = value
+    rows.to_csv(tmp_path / "board.csv", index=False)
+    with pytest.raises(InputError, match="board.csv.*refresh_leaderboard"):
+        leaderboard.describe_leaderboard(tmp_path / "board.csv")
+
+
+@pytest.mark.parametrize("column", leaderboard.TYPES)
+def test_a_missing_column_is_an_error(rows, tmp_path, column):
+    rows.drop(columns=column).to_csv(tmp_path / "board.csv", index=False)
+    with pytest.raises(InputError, match=column):
+        leaderboard.load_leaderboard(tmp_path / "board.csv")
+
+
+def test_two_rows_of_one_model_and_task_are_an_error(rows, tmp_path):
+    pd.concat([rows, rows]).to_csv(tmp_path / "board.csv", index=False)
+    with pytest.raises(InputError, match="row 3: model"):
+        leaderboard.load_leaderboard(tmp_path / "board.csv")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'a,"b', b"a\n"])
+def test_a_file_that_is_no_table_of_scores_is_an_error(tmp_path, content):
+    (tmp_path / "board.csv").write_bytes(content)
+    with pytest.raises(InputError, match="not a file of leaderboard scores"):
+        leaderboard.load_leaderboard(tmp_path / "board.csv")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/", "/nowhere/board.csv"])
+def test_what_is_no_file_of_scores_is_an_error(path):
+    with pytest.raises(InputError, match="not a file of leaderboard scores"):
+        leaderboard.load_leaderboard(Path(path))
 
 
 # === Ranks ===

@@ -43,9 +43,9 @@ def test_settings_that_differ_between_tasks_are_not_part_of_the_name():
     "changes, distinction",
     [
         ({"versions": {"embedder_helpers": "0.1"}}, "version 0.1"),
-        ({"inputs": {"task": "0123456789"}}, "data 01234567"),
         ({"inputs": {"llm_preset": "0123456789"}}, "Gemma 01234567"),
         ({"inputs": {"slm_preset": "0123456789"}}, "RoBERTa 01234567"),
+        ({"inputs": {"llm_preset": "hf://a/b@0123456789"}}, "Gemma hf://a/b@01234567"),
         ({"task": {"samples_per_label": 64}}, "texts per label 64"),
     ],
 )
@@ -56,6 +56,13 @@ def test_a_different_origin_is_part_of_the_name(changes, distinction):
     usual_name, other_name = display_names([usual, other])
     assert other_name == f"hybrid [1-10], {distinction}"
     assert usual_name != other_name
+
+
+def test_two_versions_of_one_preset_are_told_apart():
+    results = [result(), result()]
+    for version, one in enumerate(results):
+        one.inputs["slm_preset"] = f"kaggle://keras/roberta@{version}"
+    assert display_names(results)[1] == "hybrid [1-10], RoBERTa kaggle://keras/roberta@1"
 
 
 def test_a_version_that_was_not_recorded_is_unknown():

@@ -104,6 +104,38 @@ def test_tables_are_written_as_csv_with_numbers(report):
     assert table["accuracy difference"].dtype == float and len(table) == 4
 
 
+@pytest.fixture
+def page_of_odd_names(tmp_path):
+    """The folder of a report on data and models with names that are markup and formulas."""
+    name = "=1+1|<script>`$x$`" + "/long" * 20
+    return write_report([result(task=name, pooling="mean"), result(task=name)], tmp_path).folder
+
+
+def test_names_are_no_markup_in_a_report(page_of_odd_names):
+    markdown = (page_of_odd_names / "report.md").read_text(encoding="utf-8")
+    page = (page_of_odd_names / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script" in page
+    assert not re.search(r"(?<!\\)(<script|\$x)", markdown) and r"\<script" in markdown
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows[:3]} == {9}
+
+
+def test_names_are_no_formulas_in_a_report(page_of_odd_names):
+    table = pd.read_csv(page_of_odd_names / "comparison.csv")
+    assert table["task"].str.startswith("'=1+1").all()
+
+
+def test_the_page_shows_long_paths_whole(page_of_odd_names):
+    assert "/long" * 20 in (page_of_odd_names / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["table.md", "scores.png"])
+def test_a_folder_in_place_of_a_summary_s_file_is_an_input_error(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path} .*{name}"):
+        summarize([result()], tmp_path)
+
+
 def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
@@ -120,3 +152,9 @@ def test_the_command_line_writes_a_report_on_results_in_folders_below(tmp_path, 
 def test_the_command_line_reports_a_folder_without_results(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_the_page_has_no_control_characters_in_tables(tmp_path):
+    write_report([result(task="a\u202eb\x07")], tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "a\ufffdb\ufffd" in page and "\u202e" not in page and "\x07" not in page

@@ -8,6 +8,7 @@ from made_results import EMOTION, TRAINED, result
 
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
+from embedder_helpers.models.saving import MANIFEST_FILE
 from embedder_helpers.results import tables
 from embedder_helpers.results.result import write_result
 
@@ -25,6 +26,45 @@ def test_results_in_folders_below_are_found_by_file_name(tmp_path):
     write_result(result(), tmp_path / "below" / "one.json")
     write_result(result(seed=1), tmp_path / "below" / "deeper" / "two.json")
     assert set(tables.find_results(tmp_path)) == {"one.json", "two.json"}
+
+
+def test_hidden_folders_and_saved_embedders_hold_no_results(tmp_path):
+    (tmp_path / "saved" / "gemma").mkdir(parents=True)
+    (tmp_path / "saved" / MANIFEST_FILE).touch()
+    for folder in (".hidden", ".saving-1", "saved", "saved/gemma"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write_result(result(), tmp_path / folder / "one.json")
+    with pytest.raises(InputError, match="contains no results"):
+        tables.find_results(tmp_path)
+
+
+def test_a_folder_of_results_may_be_named_like_a_saved_embedder(tmp_path):
+    (tmp_path / "embedder-comparison").mkdir()
+    write_result(result(), tmp_path / "embedder-comparison" / "one.json")
+    assert set(tables.find_results(tmp_path)) == {"one.json"}
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "mine").mkdir()
+    write_result(result(), tmp_path / "mine" / "one.json")
+    (tmp_path / "all" / "linked").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine" / "loop").symlink_to(tmp_path / "all")
+    assert set(tables.find_results(tmp_path / "all")) == {"one.json"}
+
+
+def test_a_damaged_file_is_told_and_does_not_hide_the_others(tmp_path, caplog):
+    write_result(result(), tmp_path / "a-one-01234567.json")
+    (tmp_path / "b-two-01234567.json").write_text('{"scores": {}}')
+    assert tables.load_results(tmp_path) == [result()]
+    assert "b-two-01234567.json" in caplog.text
+
+
+@pytest.mark.parametrize("folder", ["x" * 5000, "/".join(["x" * 200] * 30), "a\0b"])
+def test_a_folder_that_cannot_exist_is_a_short_input_error(folder):
+    with pytest.raises(InputError) as error:
+        tables.load_results(folder)
+    assert len(str(error.value)) < 1000
 
 
 def test_results_are_loaded_by_task_kind_and_cutoff(tmp_path):
@@ -47,7 +87,7 @@ def test_the_csv_contains_all_results_of_its_folder(tmp_path):
     with (tmp_path / tables.CSV_FILE).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["seed"], row["accuracy"]) for row in rows} == {("1", "0.71"), ("2", "0.72")}
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_without_results_no_csv_is_written(tmp_path):
@@ -65,6 +105,7 @@ def test_the_table_has_scores_of_protocol_head_and_majority_baseline():
         "cutoff": "1, 10, 18",
         "layer number": "-18, -9, -1",
         "task": "weather",
+        "data": "01234567 /data/weather",
         "accuracy": 0.75,
         "macro F1": 0.65,
         "head accuracy": 0.8,
@@ -122,7 +163,32 @@ def test_duplicates_of_training_texts_are_counted():
     assert "weather: the train split also contains 2 of 50 evaluation texts." in notes([one])
 
 
+def test_notes_are_bounded():
+    one = result()
+    one.task["notes"] = [
+        f"label {number} " + "x" * 10_000 for number in range(1000)
+    ]  # and the path
+    assert len(tables.format_results([one])) < 20_000
+    assert "989 more" in notes([one])
+
+
+def test_names_in_notes_are_no_markup():
+    one = result(task="<script>|`$x$`")
+    assert r"* \<script>\|\`\$x\$\`: a note." in tables.format_results([one])
+
+
 # === The long table ===
+
+
+def test_the_long_table_has_what_was_used_and_the_fingerprints():
+    one = result(task="sample")
+    one.task["samples_per_label"] = 8
+    one.inputs["llm_preset"] = "0123"
+    (row,) = tables.long_table([one]).to_dict("records")
+    assert row["samples_per_label"] == 8 and row["task_source"] == "builtin"
+    assert {f"{name}_fingerprint": value for name, value in one.inputs.items()}.items() <= set(
+        row.items()
+    )
 
 
 def test_the_long_table_has_scores_every_setting_and_versions():
@@ -179,6 +245,12 @@ def test_the_layer_table_averages_over_seeds_and_counts_them():
     assert table["seeds"].tolist() == [1, 3]
     assert table["weather accuracy"].tolist() == pytest.approx([0.75, 0.8])
     assert table["weather macro F1"].tolist() == pytest.approx([0.65, 0.7])
+
+
+def test_a_copy_of_a_result_counts_once():
+    copies = [result(seed=1, accuracy=0.6), result(seed=1, accuracy=0.6), result(seed=2)]
+    (row,) = tables.layer_table(copies).to_dict("records")
+    assert row["seeds"] == 2 and row["weather accuracy"] == pytest.approx(0.675)
 
 
 def test_the_layer_table_of_single_seeds_does_not_count_them():

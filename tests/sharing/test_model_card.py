@@ -7,22 +7,21 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from made_results import EMOTION, TRAINED, result
+from made_results import EMOTION, SHA, TRAINED, result
 
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.saving import Manifest
 from embedder_helpers.results.tables import load_results
-from embedder_helpers.sharing.model_card import (
+from embedder_helpers.sharing.licenses import (
     APACHE,
     GEMMA,
     GEMMA_TERMS,
     MIT,
     OTHER,
     REPOSITORY,
-    comparable_results,
     license_of,
-    model_card,
-    saved_result,
 )
+from embedder_helpers.sharing.model_card import comparable_results, model_card, saved_result
 
 ROOT = Path(__file__).parents[2]
 COUNTERFACTUAL = "AmazonCounterfactualClassification"
@@ -40,7 +39,7 @@ def manifest_of(own, classes=(0, 1), files=(), handle=None, **names):
     """
     experiment = own.experiment | {"llm_layers": own.cutoffs[0] if own.cutoffs else 1} | names
     presets = {
-        role: {"name": experiment[role], "fingerprint": "0123456789abcdef" * 4}
+        role: {"name": experiment[role], "fingerprint": _fingerprint(experiment[role])}
         for role in own.inputs
         if role != "task"
     }
@@ -56,6 +55,11 @@ def manifest_of(own, classes=(0, 1), files=(), handle=None, **names):
     )
 
 
+def _fingerprint(name):
+    """Of a preset of a hub by its handle, or of a built-in one or a folder."""
+    return SHA if name.startswith(("tiny_", "my_")) else f"{name}@2"
+
+
 def made_manifest(own, **options):
     """`manifest_of` a made-up result whose texts are counted."""
     texts = {"drawn": 16, "scored": 20, "fit": 40, "watched": 8}
@@ -65,6 +69,10 @@ def made_manifest(own, **options):
 
 def card_of(manifest, results=(), address="hf:me/one"):
     return model_card(manifest, results, *address.split(":"))
+
+
+def made_card(own, **options):
+    return card_of(made_manifest(own, **options))
 
 
 def prose(card):
@@ -139,10 +147,55 @@ def test_texts_of_local_files_have_no_revision_of_the_data_set(card):
     assert "revision" not in index["results"][0]["dataset"]
 
 
-def test_texts_from_the_hub_have_a_revision(own):
-    own = dataclasses.replace(own, experiment=own.experiment | {"task_data": None})
-    (index,) = metadata(card_of(manifest_of(own)))["model-index"]
-    assert len(index["results"][0]["dataset"]["revision"]) == 40
+def test_texts_of_local_files_are_said_not_to_have_been_compared(card, own):
+    assert f"not compared with MTEB's, with SHA-256 `{own.inputs['task']}`" in prose(card)
+
+
+def test_texts_from_the_hub_have_the_revision_that_was_loaded():
+    own = result(task=EMOTION, history=TRAINED)
+    own.inputs["task"] = "mteb/emotion@0123456789"
+    own.task["texts"] = {}
+    card = card_of(manifest_of(own))
+    (index,) = metadata(card)["model-index"]
+    assert index["results"][0]["dataset"]["revision"] == "0123456789"
+    assert metadata(card)["datasets"] == ["mteb/emotion"]
+
+
+@pytest.mark.parametrize("name", [EMOTION, "sample"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_folder_with_the_name_of_a_task_is_data_of_one_s_own(name, recorded):
+    own = result(history=TRAINED)
+    own.task["name"] = f"{name} (local files)" if recorded else name
+    own.experiment["task"] = name if recorded else f"/home/me/{name}"
+    if not recorded:
+        del own.task["source"], own.task["path"]
+    card = made_card(own)
+    known = metadata(card)
+    assert f"trained on data of one's own (a local folder named `{name}`)" in prose(card)
+    assert not {"datasets", "model-index", "language"} & set(known)
+    assert "MTEB " not in card.split("---")[1] and "English" not in card
+    assert "/home/me" not in card and f"`{SHA}`" in card
+
+
+def test_a_built_in_sample_is_english_and_no_data_set_of_the_hub():
+    card = made_card(result(task="sample", history=TRAINED))
+    assert metadata(card)["language"] == ["en"] and "datasets" not in metadata(card)
+    assert f"sample, built in, with SHA-256 `{SHA}`" in prose(card)
+
+
+def test_names_and_labels_are_no_markup():
+    own = result(task="a|b\n<script>`$x$`", history=TRAINED)
+    own.task["notes"] = ["label '<b>' has *1* text"]
+    card = made_card(own, classes=["<i>", "`", "two\nlines", "x" * 1000])
+    assert "`` a|b <script>`$x$` ``" in card
+    assert "`<i>`, `` ` ``, `two lines`, `xxx" in card and "x" * 100 not in card
+    assert r"label '\<b>' has \*1\* text." in card
+
+
+def test_notes_on_the_data_are_bounded():
+    own = result(history=TRAINED)
+    own.task["notes"] = [f"label {number} is rare" for number in range(1000)]
+    assert len(made_card(own)) < 10_000
 
 
 def test_the_settings_are_yaml_without_local_paths(card):
@@ -188,7 +241,7 @@ def test_results_of_other_texts_splits_and_hybrids_are_left_out():
 
 def test_duplicates_and_the_majority_class_baseline_are_shown():
     scores = {"accuracy": 0.7, "f1": 0.6}
-    duplicates = {"texts": 3, "scores": scores, "experiments": [], "head": None}
+    duplicates = {"texts": 3, "scores": scores, "experiments": [scores], "head": None}
     own = dataclasses.replace(result(history=TRAINED), deduplicated=duplicates)
     text = prose(card_of(made_manifest(own)))
     assert "3 of the 20 evaluation texts" in text and "accuracy 0.700 and macro F1 0.600" in text
@@ -197,7 +250,7 @@ def test_duplicates_and_the_majority_class_baseline_are_shown():
 
 def test_validation_scores_are_marked_as_too_optimistic():
     text = prose(card_of(made_manifest(result(history=TRAINED, scored_split="validation"))))
-    assert "on the validation split of weather" in text and "too optimistic" in text
+    assert "on the validation split of data of one's own" in text and "too optimistic" in text
 
 
 def test_an_embedder_without_a_result_has_no_scores():
@@ -206,9 +259,14 @@ def test_an_embedder_without_a_result_has_no_scores():
     assert "model-index" not in metadata(card) and "language" not in metadata(card)
 
 
-@pytest.mark.parametrize("fields", [None, {}, {"scores": {}}, {"from": "another version"}])
-def test_fields_that_are_not_a_result_give_none(fields):
+@pytest.mark.parametrize("fields", [None, {"from": "another version"}])
+def test_without_fields_or_with_those_of_another_version_there_is_no_result(fields):
     assert saved_result(fields) is None
+
+
+def test_damaged_fields_are_an_input_error():
+    with pytest.raises(InputError, match="scores"):
+        saved_result(result().as_stored() | {"scores": {}})
 
 
 def test_an_untrained_gemma_claims_no_training_and_no_labels():
@@ -242,6 +300,12 @@ def test_the_license_is_the_strictest_of_the_parts(kind, names, expected):
     assert metadata(card)["license"] == expected
     assert ("license_name" in metadata(card)) == (expected == OTHER)
     assert (GEMMA_TERMS in card) == (expected == GEMMA)
+
+
+def test_a_folder_with_the_name_of_meta_s_roberta_has_another_license():
+    manifest = made_manifest(result("roberta_only", ()), slm_preset="roberta_base_en")
+    manifest.presets["slm_preset"]["fingerprint"] = SHA
+    assert license_of(manifest) == OTHER
 
 
 def test_a_gemma_in_the_folder_is_named():

@@ -1,6 +1,7 @@
 """Results in MTEB's own format."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -9,7 +10,7 @@ from made_results import EMOTION, TRAINED, result
 from embedder_helpers.__main__ import main
 from embedder_helpers.errors import InputError
 from embedder_helpers.results.result import write_result
-from embedder_helpers.sharing.mteb_results import model_name, write_mteb_results
+from embedder_helpers.sharing.mteb_results import model_meta, model_name, write_mteb_results
 
 RESULTS = {
     "EmotionClassification-hybrid-k4-seed33-0123abcd.json": result(
@@ -44,16 +45,47 @@ def test_texts_of_local_files_have_the_revision_local(tmp_path):
     assert json.loads(path.read_text())["dataset_revision"] == "local"
 
 
+def test_texts_of_the_hub_have_the_revision_that_was_loaded(tmp_path):
+    one = result("gemma_only", (4,), 0.5, EMOTION)
+    one.inputs["task"] = "mteb/emotion@0123456789"
+    (path,) = write_mteb_results({"a-1.json": one}, tmp_path, "me")
+    assert json.loads(path.read_text())["dataset_revision"] == "0123456789"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_folder_with_the_name_of_a_task_is_left_out(tmp_path, recorded):
+    one = result("gemma_only", (4,), 0.5, EMOTION, task_data="mine")
+    one.task["name"] = f"{EMOTION} (local files)" if recorded else EMOTION
+    one.experiment.update(task=f"data/{EMOTION}", task_data=None)
+    if not recorded:
+        del one.task["source"]
+    with pytest.raises(InputError, match=rf"no result .*{EMOTION} \(local files\)"):
+        write_mteb_results({"a-1.json": one}, tmp_path, "me")
+    assert not list(tmp_path.iterdir())
+
+
+def test_local_files_have_no_name_among_the_training_data():
+    weather = result("roberta_only", (), history=TRAINED)
+    meta = model_meta("me/one", "0", weather)
+    assert meta["training_datasets"] is None and meta["languages"] is None
+
+
 @pytest.mark.parametrize("handle", ["hf://google/gemma-2b", "kaggle://keras/gemma/gemma-2b/3"])
 def test_a_name_holds_only_what_a_hub_allows(handle):
     pooled = result("gemma_only", (4, 7), llm_layers=(4, 7), llm_preset=handle)
     assert model_name(pooled) == "gemma-2b-k4.7"
 
 
+@pytest.mark.parametrize("folder", ["日本", "x" * 5000, "a b`c"])
+def test_a_name_of_any_folder_is_one_that_a_hub_allows(folder):
+    name = model_name(result("gemma_only", (4,), llm_preset=f"/data/{folder}"))
+    assert re.fullmatch(r"[A-Za-z0-9_.-]{1,96}", name)
+
+
 def test_scores_of_other_sample_sizes_than_mtebs_are_left_out(tmp_path):
     other = result("gemma_only", (4,), 0.5, EMOTION)
     other.task["samples_per_label"] = 64
-    with pytest.raises(InputError, match=f"no result .* samples per label.* {EMOTION}"):
+    with pytest.raises(InputError, match=f"no result .* samples per label.* '{EMOTION}'"):
         write_mteb_results({"a-1.json": other}, tmp_path, "me")
 
 
@@ -64,7 +96,7 @@ def test_an_invalid_org_is_reported(tmp_path):
 
 def test_results_on_other_tasks_alone_are_reported(tmp_path):
     weather = {"weather-1.json": result("gemma_only", (4,), 0.5, "weather")}
-    with pytest.raises(InputError, match="no result is on a task of MTEB.* weather"):
+    with pytest.raises(InputError, match="no result is on a task of MTEB.* 'weather'"):
         write_mteb_results(weather, tmp_path, "me")
     assert not list(tmp_path.iterdir())
 
@@ -97,3 +129,7 @@ def test_mteb_reads_what_was_written(tmp_path, reference_python):
         ["me/tiny_gemma-k4", "89ab0123", EMOTION, 0.5],
         ["me/tiny_gemma-k4-roberta_base_en-replace-seed33", "0123abcd", EMOTION, 0.75],
     ]
+
+
+def test_a_preset_whose_folder_is_a_number_has_that_name():
+    assert model_name(result("gemma_only", (4,), llm_preset="123")) == "123-k4"

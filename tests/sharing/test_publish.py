@@ -2,19 +2,29 @@
 
 import json
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
+from made_links import link_files
 from made_presets import write_gemma
-from made_results import result
+from made_results import SHA, result
 from stand_in_hub import SIGNATURE, stand_in
+from task_files import write_folder
 
 from embedder_helpers.__main__ import main
+from embedder_helpers.builtin import BUILTIN_FOLDER
 from embedder_helpers.config import Experiment
+from embedder_helpers.data.tasks import load_task
 from embedder_helpers.errors import InputError
 from embedder_helpers.models.architectures import build_embedder, load_embedder
+from embedder_helpers.results.data_sets import data_key, data_source, mteb_task
 from embedder_helpers.results.result import write_result
-from embedder_helpers.sharing.publish import parse_address, prepare_upload, push_to_hub
+from embedder_helpers.sharing import publish as publish_module
+from embedder_helpers.sharing.publish import parse_address, prepare_upload, push_to_hub, upload
+from embedder_helpers.utils import files
+from embedder_helpers.utils.files import file_digest
+from embedder_helpers.utils.json_files import write_json
 
 TOKEN = "hf_a-secret-that-nobody-may-see"
 TEXTS = ["It works.", "No."]
@@ -84,6 +94,14 @@ def content(folder):
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def change_manifest(folder, **values):
+    """Replace values of embedder.json, as somebody does who wants its checksum to match."""
+    path = folder / "embedder.json"
+    manifest = json.loads(path.read_text()) | values
+    del manifest["checksum"]
+    write_json(path, manifest)
 
 
 def download(files, folder):
@@ -348,8 +366,7 @@ def test_files_that_are_not_the_embedders_are_not_uploaded(saved_gemma, tmp_path
 
 def test_a_result_of_another_version_is_left_out(saved_gemma, tmp_path):
     copy = shutil.copytree(saved_gemma, tmp_path / "copy")
-    manifest = json.loads((copy / "embedder.json").read_text())
-    (copy / "embedder.json").write_text(json.dumps(manifest | {"result": {"of": "later"}}))
+    change_manifest(copy, result={"of": "later"})
     with prepare_upload(copy, "hf:me/mine") as prepared:
         files = content(prepared.folder)
     assert json.loads(files["embedder.json"])["result"] is None
@@ -373,3 +390,115 @@ def test_the_copy_is_deleted_when_the_context_ends(saved_gemma):
     with prepare_upload(saved_gemma, "hf:me/mine") as prepared:
         folder = prepared.folder
     assert not folder.exists()
+
+
+# --- folders of strangers ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """The folder in which copies are made, and an empty one beside it."""
+    folder = tmp_path / "scratch"
+    (folder / "planted").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def named(folder, name):
+    """Let embedder.json name a file as one of the embedder's, with its checksum."""
+    files = json.loads((folder / "embedder.json").read_text())["files"]
+    change_manifest(folder, files=files | {name: file_digest(folder / name).hex()})
+
+
+@pytest.mark.parametrize("name", ["../planted/file", "/absolute", "README.md", "NOTICE"])
+def test_a_name_that_is_no_file_of_the_embedder_is_an_error(saved_gemma, scratch, tmp_path, name):
+    folder = shutil.copytree(saved_gemma, tmp_path / "embedder")
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "file").write_text("outside")
+    (folder / "README.md").write_text("mine")
+    (folder / "NOTICE").write_text("mine")
+    name = str(tmp_path / "planted" / "file") if name == "/absolute" else name
+    named(folder, name)
+    with pytest.raises(InputError, match=str(name).split("/")[-1]):
+        with prepare_upload(folder, "hf:me/mine"):
+            pass
+    assert content(scratch) == {} and list(scratch.iterdir()) == [scratch / "planted"]
+    assert (folder / "README.md").read_text() == (folder / "NOTICE").read_text() == "mine"
+
+
+def test_links_to_a_cache_are_published_as_their_files(publish, hub, saved_hybrid, tmp_path):
+    folder = shutil.copytree(saved_hybrid, tmp_path / "embedder")
+    cached = link_files(folder, tmp_path / "model")
+    assert publish(cached, "--to", "hf:me/mine", "--dry-run")[0] == 0
+    with prepare_upload(cached, "hf:me/mine") as prepared:
+        copied = content(prepared.folder)
+    for name in ("joint.safetensors", "roberta/model.weights.h5"):
+        assert copied[name] == (cached / name).read_bytes()
+
+
+def test_files_that_were_checked_are_not_read_again_before_the_upload(saved_gemma):
+    with prepare_upload(saved_gemma, "hf:me/mine") as prepared:
+        before = files._file_digest.cache_info().misses
+        prepared.check()
+        assert files._file_digest.cache_info().misses == before
+
+
+def test_a_file_that_changes_before_the_upload_is_noticed(hub, saved_gemma, tmp_path):
+    folder = shutil.copytree(saved_gemma, tmp_path / "embedder")
+    with prepare_upload(folder, "hf:me/mine") as prepared:
+        (folder / "joint.safetensors").write_bytes(b"other weights")
+        with pytest.raises(InputError, match="'joint.safetensors' changed"):
+            upload(prepared)
+    assert not hub.requests
+
+
+def test_a_file_that_changes_during_the_upload_is_noticed(hub, saved_gemma, tmp_path, monkeypatch):
+    folder = shutil.copytree(saved_gemma, tmp_path / "embedder")
+
+    def change(prepared):
+        (folder / "joint.safetensors").write_bytes(b"other weights")
+
+    monkeypatch.setattr(publish_module, "_upload_to_hugging_face", change)
+    with prepare_upload(folder, "hf:me/mine") as prepared:
+        with pytest.raises(InputError, match="'joint.safetensors' changed.*upload it again"):
+            upload(prepared)
+
+
+def test_the_copy_is_deleted_after_an_error(saved_gemma, scratch):
+    with pytest.raises(KeyboardInterrupt), prepare_upload(saved_gemma, "hf:me/mine"):
+        raise KeyboardInterrupt
+    assert list(scratch.iterdir()) == [scratch / "planted"]
+
+
+@pytest.mark.parametrize("requested", ["data/{}", "{}"])
+@pytest.mark.parametrize("name", ["sample", "EmotionClassification", "letters"])
+@pytest.mark.parametrize("task_data", ["copies/mine", None])
+def test_a_result_is_published_as_of_the_data_that_it_was_of(name, requested, task_data):
+    one = result(task=name)
+    one.inputs["task"] = SHA
+    one.experiment.update(task=requested.format(name), task_data=task_data)
+    del one.task["source"], one.task["path"]
+    published = publish_module._result_without_paths(one)
+    for identity in (data_source, mteb_task, data_key):
+        assert identity(published) == identity(one)
+    assert "data/" not in str(published) and "copies" not in str(published)
+
+
+def test_the_names_of_other_files_are_not_published(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_folder(folder)
+    (folder / "private.csv").touch()
+    one = result(task="mine")
+    one.task["notes"] = list(load_task(str(folder)).notes)
+    assert "private" not in str(publish_module._result_without_paths(one))
+
+
+def test_a_folder_of_a_built_in_models_name_is_not_published_as_that_model(tmp_path):
+    folder = shutil.copytree(BUILTIN_FOLDER / "tiny_gemma", tmp_path / "tiny_gemma")
+    options = dict(kind="gemma_only", llm_layers=1, llm_preset=str(folder))
+    build_embedder(Experiment(**options)).save(tmp_path / "saved", True)
+    with prepare_upload(tmp_path / "saved", "hf:me/mine") as prepared:
+        manifest = json.loads((prepared.folder / "embedder.json").read_text())
+        assert prepared.license == "gemma"
+    assert manifest["presets"]["llm_preset"]["name"] == "tiny_gemma (local files)"

@@ -3,10 +3,11 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from embedder_helpers.config import Experiment
@@ -55,8 +56,31 @@ def test_a_trained_embedder_can_be_saved_and_used_again(fitted, tmp_path):
 
 
 def test_a_fitted_embedder_cannot_be_pickled(fitted):
-    with pytest.raises(InputError, match=r"embedder_.save\(folder\)"):
-        pickle.dumps(fitted)
+    for transformer in (fitted, make_pipeline(fitted)):
+        with pytest.raises(InputError, match=r"embedder_.save\(folder\)"):
+            pickle.dumps(transformer)
+
+
+def test_a_pipeline_that_was_fitted_can_be_cloned_and_searched(saved_gemma):
+    pipeline = make_pipeline(TextEmbedder(saved_gemma), LogisticRegression()).fit(TEXTS, LABELS)
+    parameters = {"textembedder__normalize_embeddings": [True, False], "logisticregression__C": [1]}
+    search = GridSearchCV(clone(pipeline), parameters, cv=2).fit(pd.Series(TEXTS), LABELS)
+    assert search.best_score_ > 0.9
+    assert search.predict(TEXTS[:1]).shape == (1,)
+
+
+@pytest.mark.slow
+def test_a_clone_is_cross_validated_in_two_processes(saved_gemma):
+    fitted = make_pipeline(TextEmbedder(saved_gemma), LogisticRegression()).fit(TEXTS, LABELS)
+    alone = cross_val_score(fitted, TEXTS, LABELS, cv=2)
+    together = cross_val_score(clone(fitted), TEXTS, LABELS, cv=2, n_jobs=2)
+    np.testing.assert_allclose(together, alone)
+
+
+@pytest.mark.parametrize("value", ["It works.", None, pd.DataFrame({"text": TEXTS}), np.array("a")])
+def test_what_is_no_list_of_texts_is_not_transformed(fitted, value):
+    with pytest.raises(InputError, match="texts (are|have)"):
+        fitted.transform(value)
 
 
 @pytest.mark.slow

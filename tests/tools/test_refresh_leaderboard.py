@@ -71,6 +71,49 @@ def test_unknown_is_replaced_by_yes_but_not_by_no():
     assert trained_on_task(AMAZON, [AMAZON], "unknown") == "yes"
 
 
+@pytest.mark.parametrize("value", ["0.9", True, None, math.inf, -0.1, 10**400, [0.9]])
+def test_what_is_no_score_is_not_read(value):
+    assert english_scores([{"hf_subset": "en", "accuracy": value}]) is None
+    assert math.isnan(english_scores([{"hf_subset": "en", "accuracy": 0.9, "f1": value}])[1])
+
+
+@pytest.mark.parametrize("value", [10**21, -1, 0, True, "7B", [7], {}, None, 1.5])
+def test_a_number_of_parameters_that_no_model_has_is_unknown(value):
+    meta = model_meta("a/b", "1", n_parameters=value)
+    assert refresh_leaderboard._clean_meta(json.dumps(meta))["n_parameters"] is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "../a"},
+        {"name": "a" * 500 + "/b"},
+        {"name": ["a"]},
+        {"name": "a/\ud800"},
+        {"training_datasets": [[1]]},
+        {"training_datasets": 7},
+        {"n_parameters": math.inf},
+        {"n_parameters": math.nan},
+    ],
+)
+def test_damaged_metadata_are_left_out(values):
+    with pytest.raises((ValueError, TypeError)):
+        refresh_leaderboard._clean_meta(json.dumps(model_meta("a/b", "1") | values))
+
+
+@pytest.mark.parametrize("version", ["9" * 5000, "\ud800", ["1.0"], {}])
+def test_scores_of_a_damaged_version_are_left_out(version):
+    with pytest.raises((ValueError, TypeError)):
+        refresh_leaderboard._clean_scores(json.dumps(result_file(AMAZON, version)))
+
+
+@pytest.mark.parametrize("clean", ["_clean_meta", "_clean_scores"])
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "null", '"' + "a" * 10**6, "1" * 5000])
+def test_what_is_no_json_object_is_left_out(clean, text):
+    with pytest.raises((ValueError, TypeError, AttributeError, RecursionError)):
+        getattr(refresh_leaderboard, clean)(text)
+
+
 # The file
 
 
@@ -159,6 +202,64 @@ def repository(tmp_path_factory):
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "results")
     return folder
+
+
+OK = result_file(AMAZON, "2.0.0", subset("en", 0.7))
+HOSTILE = {
+    "a__infinite/1/model_meta": '{"name": "a/infinite", "revision": "1", "n_parameters": 1e400}',
+    "a__many/1/model_meta": json.dumps(model_meta("a/many", "1", n_parameters=10**21)),
+    "a__deep/1/model_meta": "[" * 100_000,
+    "a__damaged/1/model_meta": "{",
+    "a__large/1/model_meta": '"' + "a" * 2**21 + '"',
+}
+LEFT_OUT = {
+    "b__version": json.dumps(OK | {"mteb_version": "9" * 5000}),
+    "b__surrogate": json.dumps(OK | {"mteb_version": "\ud800"}),
+    "b__score": json.dumps(result_file(AMAZON, "2.0.0", subset("en", 0) | {"hf_subset": [1]})),
+    "b__other_task": json.dumps(OK | {"task_name": "Banking77Classification"}),
+    "b__text": "no JSON",
+}
+
+
+@pytest.fixture(scope="module")
+def hostile_repository(tmp_path_factory):
+    """Good scores beside damaged metadata, damaged scores, links and a folder in place of files."""
+    folder = tmp_path_factory.mktemp("hostile")
+    git(folder, "init", "--quiet")
+    texts = {f"{name.rpartition('/')[0]}/{AMAZON}": json.dumps(OK) for name in HOSTILE} | HOSTILE
+    texts |= {f"{name}/1/{AMAZON}": text for name, text in LEFT_OUT.items()}
+    texts[f"a__link/1/{AMAZON}"] = texts[f"a__folder/1/{AMAZON}"] = json.dumps(OK)
+    for name, text in texts.items():
+        path = folder / "results" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (folder / "results/a__link/1/model_meta.json").symlink_to("/dev/zero")
+    (folder / "results/c__link/1").mkdir(parents=True)
+    (folder / f"results/c__link/1/{AMAZON}.json").symlink_to(folder / "outside.json")
+    (folder / "results/a__folder/1/model_meta.json").mkdir()
+    (folder / "results/a__folder/1/model_meta.json/x").write_text("1")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "results")
+    (folder / "outside.json").write_text(json.dumps(OK))  # in the work tree only
+    return folder
+
+
+def test_only_regular_files_of_the_newest_commit_are_listed(hostile_repository):
+    paths = {str(path) for path, _, _ in refresh_leaderboard._tree(hostile_repository)}
+    assert f"results/a__link/1/{AMAZON}.json" in paths
+    assert not paths & {
+        "results/a__link/1/model_meta.json", f"results/c__link/1/{AMAZON}.json", "outside.json",
+    }  # fmt: skip
+
+
+def test_a_folder_within_another_repository_is_no_clone(hostile_repository):
+    assert not list(refresh_leaderboard._tree(hostile_repository / "results"))
+
+
+def test_a_repository_without_an_end_is_an_error(hostile_repository, monkeypatch):
+    monkeypatch.setattr(refresh_leaderboard, "MAX_OUTPUT", 100)
+    with pytest.raises(InputError, match="too large"):
+        list(refresh_leaderboard._tree(hostile_repository))
 
 
 def run(python, *arguments, **environment):
@@ -256,5 +357,20 @@ def test_the_public_repository_is_downloaded_and_later_updated(
 @pytest.mark.real
 def test_a_folder_that_is_not_a_clone_is_an_error(reference_python, tmp_path):
     done = run(reference_python, "--clone", tmp_path, "--out", tmp_path / "board.csv")
-    assert done.returncode == 1 and f"{tmp_path} contains no results of {AMAZON}" in done.stderr
+    assert done.returncode == 1 and f"'{tmp_path}' contains no results of {AMAZON}" in done.stderr
     assert not list(tmp_path.iterdir()) and LEADERBOARD_FILE.exists()
+
+
+@pytest.mark.real
+def test_what_is_damaged_is_left_out_and_counted_and_the_rest_is_read(
+    reference_python, hostile_repository, tmp_path
+):
+    out = tmp_path / "board.csv"
+    done = run(reference_python, "--clone", hostile_repository, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(LEFT_OUT) + 4} files left out" in done.stderr
+    board = load_leaderboard(out)
+    new = set(board["model"]) - set(load_leaderboard()["model"])
+    names = {name.partition("/")[0].replace("__", "/") for name in HOSTILE}
+    assert new == names | {"a/link", "a/folder"}
+    assert pd.isna(get_row(board, "a/many")["parameters"])

@@ -107,6 +107,14 @@ def test_a_session_prints_the_description_and_names_its_folder_after_the_config(
     assert environment.describe(tmp_path / "mine") in capsys.readouterr().out
 
 
+def test_a_tilde_in_a_sessions_folders_is_the_home_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert environment.start_session("~/out", "quickstart", "~/states") == tmp_path / "out"
+    output = capsys.readouterr().out
+    assert str(tmp_path / "out") in output and str(tmp_path / "states") in output
+
+
 def test_the_description_has_devices_precision_folders_and_free_space(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "devices", lambda: ["Some GPU"])
     text = environment.describe(tmp_path, tmp_path / "not" / "yet")

@@ -188,8 +188,8 @@ def test_the_config_of_a_hugging_face_model_is_downloaded_by_its_handle(hugging_
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
-        (errors.GatedRepoError, "hf://google/gemma-2b is gated"),
-        (errors.RepositoryNotFoundError, "no model hf://google/gemma-2b"),
+        (errors.GatedRepoError, "'hf://google/gemma-2b' is gated"),
+        (errors.RepositoryNotFoundError, "no model 'hf://google/gemma-2b'"),
         (errors.EntryNotFoundError, "not a model in Keras's or Transformers' format"),
         (errors.HFValidationError, "not a model in Keras's or Transformers' format"),
         (errors.LocalEntryNotFoundError, "cannot be reached"),

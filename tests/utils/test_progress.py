@@ -1,6 +1,8 @@
 """Progress: bars for steps and for the whole run, and log lines on standard error."""
 
+import io
 import logging
+import sys
 
 import pytest
 
@@ -222,3 +224,23 @@ def test_the_level_of_log_lines_can_be_changed(package_logger, capsys):
     logger.warning("a warning")
     output = capsys.readouterr()
     assert "a warning\n" in output.err and "a detail" not in output.err
+
+
+@pytest.mark.parametrize("closed_before", [False, True])
+def test_a_run_goes_on_when_nobody_reads_its_bar(monkeypatch, closed_before):
+    class ClosedPipe(io.StringIO):
+        is_closed = False
+
+        def write(self, text):
+            if self.is_closed:
+                raise BrokenPipeError
+            return super().write(text)
+
+    pipe = ClosedPipe()
+    monkeypatch.setattr(sys, "stderr", pipe)
+    pipe.is_closed = closed_before
+    with progress.overall_progress({"training": 2}, {"training": 1}, "sweep") as left:
+        pipe.is_closed = True
+        with left.task({"training": 1}):
+            left.advance("training", 1, 1)
+    assert left.left["training"] == 1
