@@ -40,6 +40,7 @@ from embedder_helpers.utils import progress
 from embedder_helpers.utils.keras_state import own_keras_state
 
 EMBEDDING_TOKENS = 4096  # tokens per batch in inference
+PRESET_BYTES = 4 * 2**20  # of a saved preset besides its weights: tokenizer and HDF5's own
 CHUNK = 2048  # texts whose hidden states are held in memory at a time
 
 
@@ -284,7 +285,7 @@ class Embedder:
                 result=result or self.result,
             )
 
-        num_bytes = 4 * self.roberta.count_params() if self.roberta else 0
+        num_bytes = 4 * self.roberta.count_params() + PRESET_BYTES if self.roberta else 0
         return saving.save_folder(folder, write, num_bytes)
 
     def push_to_hub(self, address: str, **options: Any) -> str:
