@@ -22,7 +22,6 @@ from embedder_helpers.setting_rules import (
     one_of,
     optional,
     positive,
-    registered,
     text,
     without_numpy,
 )
@@ -121,7 +120,7 @@ class Experiment:
         "texts per label that one run of the protocol samples; null: the task's own (8 if local)",
         TASK,
     )
-    kind: str = key("hybrid", one_of(*KINDS), "the kind of embedder", "Embedder", saved=True)
+    kind: str = key("hybrid", one_of(KINDS), "the kind of embedder", "Embedder", saved=True)
     llm_preset: str = key(
         "tiny_gemma",
         text(),
@@ -139,7 +138,7 @@ class Experiment:
     )
     layer_pooling: str = key(
         "mean",
-        one_of("mean", "max", "learned"),
+        one_of(("mean", "max", "learned")),
         "how the hidden states of several cutoffs become one per token; `learned` trains a softmax "
         "weight for each",
         **GEMMA,
@@ -147,31 +146,34 @@ class Experiment:
     )
     final_norm: str = key(
         "rms",
-        one_of("rms", "learned", "last", "none"),
+        one_of(("rms", "learned", "last", "none")),
         "norm after the cutoff: `rms` without a scale, Gemma's `learned` final norm, "
         "`last` = learned after the last layer only, `none` = the raw residual stream",
         **GEMMA,
     )
     llm_dtype: str = key(
         "auto",
-        one_of("auto", "float32", "bfloat16", "float16"),
+        one_of(("auto", "float32", "bfloat16", "float16")),
         "the precision of Gemma's matrix products; `auto`: half precision on devices that multiply "
         "it faster, bfloat16 if they have it, else float16",
         **GEMMA,
     )
     fusion: str = key(
         "replace",
-        registered(FUSION_NAMES),
+        one_of(FUSION_NAMES),
         "how projected hidden states enter RoBERTa: in place of its token embeddings, added to "
         "them token by token, or as extra tokens before them",
         **FUSION,
     )
     projection: str = key(
-        "linear", one_of("linear", "mlp"), "the projection into RoBERTa's embedding space", **FUSION
+        "linear",
+        one_of(("linear", "mlp")),
+        "the projection into RoBERTa's embedding space",
+        **FUSION,
     )
     projection_start: str | None = key(
         None,
-        optional(one_of("ridge", "zero", "random")),
+        optional(one_of(("ridge", "zero", "random"))),
         "how the projection is initialized: `ridge`, the closed-form map into RoBERTa's "
         "embeddings, with a gate that starts closed if they are added; `zero`, for `add` only; or "
         "`random`; null: `zero` for `add`, else `ridge`",
@@ -203,7 +205,7 @@ class Experiment:
     )
     pooling: str = key(
         "mean",
-        one_of("mean", "max", "first", "last"),
+        one_of(("mean", "max", "first", "last")),
         "how the last hidden states of the tokens are pooled into one embedding; padding is "
         "ignored",
         "Embedder",
@@ -261,13 +263,13 @@ class Experiment:
     )
     scored_split: str = key(
         "test",
-        one_of("test", "validation"),
+        one_of(("test", "validation")),
         "split that is scored; use `validation` to choose settings, so that test stays unseen",
         "Evaluation",
     )
     train_split: str = key(
         "train",
-        one_of("train", "validation"),
+        one_of(("train", "validation")),
         "split to train on; `validation` (as in the original study) swaps the two splits' roles",
         "Texts",
         when=_needs_training_data,
@@ -307,7 +309,7 @@ class Experiment:
     )
     tracking: str | None = key(
         None,
-        optional(one_of("tensorboard", "mlflow", "wandb")),
+        optional(one_of(("tensorboard", "mlflow", "wandb"))),
         "experiment tracker that gets every epoch, besides the file in `curves/`; null: none",
         **STORAGE,
     )

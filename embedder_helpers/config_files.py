@@ -13,7 +13,7 @@ from typing import Any
 
 from embedder_helpers.config import Experiment, make_experiment
 from embedder_helpers.config import settings as known_settings
-from embedder_helpers.errors import InputError, show
+from embedder_helpers.errors import InputError, show, show_list
 from embedder_helpers.utils.files import as_path, package_path
 from embedder_helpers.utils.yaml_files import parse_yaml, read_yaml
 
@@ -40,7 +40,7 @@ def load_experiments(
 
     Raises:
         InputError: no such file, an unknown setting, an invalid value, more than
-            `MAX_EXPERIMENTS` experiments.
+            `MAX_EXPERIMENTS` experiments, a setting that is given twice.
     """
     if not isinstance(settings, Mapping | None):
         raise InputError(
@@ -49,6 +49,11 @@ def load_experiments(
         )
     values = read_config(find_config(config))
     overridden = {name: value for name, value in overrides.items() if value is not None}
+    if twice := sorted(overridden.keys() & (settings or {}).keys()):
+        raise InputError(
+            f"{show_list(twice)} is given twice, once among the settings (in a notebook: "
+            "OVERRIDES): leave one out"
+        )
     overridden |= settings or {}
     sections = values.pop("experiments", [{}])
     if not isinstance(sections, list) or not all(isinstance(part, dict) for part in sections):
@@ -131,7 +136,7 @@ def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
 def _parse_value(name: str, value: str, option: str) -> Any:
     setting = known_settings().get(name)
     if setting and setting.rule.is_text:
-        if setting.rule.is_optional and value in ("null", "~"):
+        if setting.rule.is_optional and value == "null":
             return None
         is_quoted = len(value) > 2 and value[0] == value[-1] and value[0] in "'\""
         return value[1:-1] if is_quoted else value

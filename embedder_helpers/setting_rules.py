@@ -5,7 +5,7 @@ Which setting has which rule is left to `config`.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +38,8 @@ def without_numpy(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
-def one_of(*values: str) -> Rule:
-    """One of several strings."""
+def one_of(values: Sequence[str]) -> Rule:
+    """One of several strings; to a list, more may be appended later."""
 
     def accept(value):
         if value not in values:
@@ -47,17 +47,6 @@ def one_of(*values: str) -> Rule:
         return value
 
     return Rule("one of " + ", ".join(values), accept)
-
-
-def registered(names: list[str]) -> Rule:
-    """One of the names in a list, to which more may be appended."""
-
-    def accept(value):
-        if value not in names:
-            raise ValueError
-        return value
-
-    return Rule("one of " + ", ".join(names), accept)
 
 
 def integer(minimum: int, maximum: int = MAX_INTEGER) -> Rule:

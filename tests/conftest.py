@@ -13,6 +13,8 @@ from embedder_helpers.utils import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
+collect_ignore = [] if os.name == "posix" else ["robustness"]  # which forks and mounts
+
 # No test asserts a time: a busy machine must not fail one.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

@@ -373,3 +373,8 @@ def test_any_file_makes_experiments_or_one_sentence(tmp_path_factory, content):
 @given(NAMES, st.text(max_size=30) | VALUES.map(str))
 def test_any_override_makes_experiments_or_one_sentence(name, value):
     loads_or_explains(lambda: load_experiments("quickstart", parse_overrides([f"{name}={value}"])))
+
+
+def test_a_setting_given_in_both_ways_is_an_error():
+    with pytest.raises(InputError, match="'seed' is given twice"):
+        load_experiments("quickstart", {"seed": 7}, seed=5)

@@ -238,7 +238,8 @@ def _long_row(result: Result) -> dict[str, Any]:
         "task_path": local_path(result),
         "samples_per_label": result.task.get("samples_per_label"),
     }
-    row |= {f"{name}_fingerprint": value for name, value in result.inputs.items()}
+    inputs = ("task", "llm_preset", "slm_preset")
+    row |= {f"{name}_fingerprint": result.inputs.get(name) for name in inputs}
     others = {name: value for name, value in experiment.items() if name not in row}
     return row | others | {"device": ", ".join(result.device)} | result.versions
 

@@ -44,7 +44,7 @@ def test_a_damaged_result_is_as_it_was_or_missing(undisturbed, seed):
     with tempfile.TemporaryDirectory() as parent:
         for trial in range(100):
             chance, folder = random.Random(100 * seed + trial), Path(parent) / str(trial)
-            shutil.copytree(undisturbed.folder / "out", folder, ignore=lambda *_: [])
+            shutil.copytree(undisturbed.folder / "out", folder)
             path = choose(sorted(folder.glob("*.json")), chance)
             way = damage(path, chance)
             try:
@@ -72,7 +72,9 @@ def encode(folder):
 def encoded(undisturbed, commands):
     """What each saved embedder makes of the texts."""
     folders = sorted(undisturbed.folder.glob("out/embedder-*"))
-    return {folder: commands.call(encode, folder) for folder in folders}
+    encoded = {folder: commands.call(encode, folder) for folder in folders}
+    assert len(encoded) == 3 and not any(message for *_, message in encoded.values())
+    return encoded
 
 
 @pytest.mark.parametrize("seed", seeds(1))

@@ -22,7 +22,7 @@ samples_per_label: 4
 learning_rate: 5.0e-4
 experiments:
   - {kind: roberta_only, save_embedder: true}
-  - {kind: gemma_only, llm_layers: 1, save_embedder: true}
+  - {kind: gemma_only, llm_layers: 1, save_embedder: with_gemma}
   - {kind: hybrid, llm_layers: 2, fusion: add, save_embedder: with_gemma}
 """
 
