@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 MAX_INTEGER = 2**31 - 1  # of an int32, which batches and counts of tokens are
 
 
@@ -34,8 +32,13 @@ class Rule(NamedTuple):
 def without_numpy(value: Any) -> Any:
     """The value, with Python's numbers, strings and lists in place of NumPy's."""
     if isinstance(value, (list, tuple)):
-        return [one.tolist() if isinstance(one, np.generic) else one for one in value]
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+        return list(map(_as_python, value))
+    return _as_python(value)
+
+
+def _as_python(value: Any) -> Any:
+    is_numpy = type(value).__module__ == "numpy"  # which need not be imported to know
+    return value.tolist() if is_numpy and hasattr(value, "tolist") else value
 
 
 def one_of(values: Sequence[str]) -> Rule:

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 PREFIX = ".saving-"
 LOCK, NEW, OLD = "lock", "new", "old"
 WAIT = 10  # seconds, for another process between its two renames
@@ -73,10 +71,10 @@ def _work_folder(parent: Path) -> Iterator[Path]:
         _remove(work)
 
 
-def _locked_folder(parent: Path) -> tuple[Path, filelock.FileLock]:
+def _locked_folder(parent: Path) -> tuple[Path, Any]:
     while True:
         work = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        lock = filelock.FileLock(work / LOCK)
+        lock = _lock_of(work)
         try:
             lock.acquire(timeout=1)  # older versions try for ever what a file system cannot do
         except FileNotFoundError:  # taken for a killed process's, because it was still empty
@@ -84,6 +82,12 @@ def _locked_folder(parent: Path) -> tuple[Path, filelock.FileLock]:
         except (OSError, NotImplementedError):
             pass
         return work, lock
+
+
+def _lock_of(work: Path) -> Any:
+    import filelock  # only here, so that what needs no file replaced imports without it
+
+    return filelock.FileLock(work / LOCK)
 
 
 def _swap(new: Path, folder: Path, old: Path) -> None:
@@ -128,7 +132,7 @@ def _finish(work: Path, path: Path) -> None:
         return
     is_moved = (work / OLD / path.name).exists() and not path.exists()
     try:
-        with filelock.FileLock(work / LOCK).acquire(timeout=WAIT if is_moved else 0):
+        with _lock_of(work).acquire(timeout=WAIT if is_moved else 0):
             _clean(work, path.parent)
     except (OSError, NotImplementedError):  # it lives, or the file system cannot say that it does
         if is_moved:
