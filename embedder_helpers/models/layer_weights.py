@@ -17,7 +17,7 @@ import numpy as np
 
 from embedder_helpers.errors import InputError, show
 from embedder_helpers.models.decoder_layer import stored_shapes
-from embedder_helpers.models.fingerprints import hdf5_datasets, stored_dtype
+from embedder_helpers.models.preset_files import hdf5_datasets, stored_dtype
 from embedder_helpers.models.presets import Preset, from_preset, preset_file
 from embedder_helpers.models.shapes import read_shape
 from embedder_helpers.utils.json_files import read_json

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedder_helpers.errors import InputError, show
-from embedder_helpers.models.fingerprints import check_datasets, preset_files
+from embedder_helpers.models.preset_files import check_datasets, preset_files
 from embedder_helpers.utils.json_files import read_json
 
 # The architectures that each role accepts, as Keras and as Hugging Face spell them.

@@ -17,10 +17,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from embedder_helpers.builtin import BUILTIN_PRESETS
 from embedder_helpers.config import settings, stored_experiment
 from embedder_helpers.data.files import FORMATS
+from embedder_helpers.data.tasks import LOCAL_SUFFIX
 from embedder_helpers.models.saving import Manifest
 from embedder_helpers.results import comparison
 from embedder_helpers.results.data_sets import (
-    LOCAL_SUFFIX,
     data_revision,
     data_source,
     is_english,

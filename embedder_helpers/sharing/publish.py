@@ -25,13 +25,8 @@ from embedder_helpers.models.saving import MANIFEST_FILE, Manifest, read_manifes
 from embedder_helpers.results.data_sets import data_key, data_source
 from embedder_helpers.results.result import Result, read_result
 from embedder_helpers.results.tables import load_results
-from embedder_helpers.sharing.model_card import (
-    GEMMA,
-    GEMMA_TERMS,
-    license_of,
-    model_card,
-    saved_result,
-)
+from embedder_helpers.sharing.licenses import GEMMA, GEMMA_TERMS, license_of
+from embedder_helpers.sharing.model_card import model_card, saved_result
 from embedder_helpers.utils import environment, hub
 from embedder_helpers.utils.files import as_path, file_digest, path_exists
 

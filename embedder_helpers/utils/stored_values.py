@@ -68,10 +68,10 @@ def check_fields(values: Any, cls: type, where: str = "") -> None:
         if name not in values:
             raise ValueError(f"{_join(where, name)} is missing")
     for name, value in values.items():
-        check_value(value, hints[name], _join(where, name))
+        _check_value(value, hints[name], _join(where, name))
 
 
-def check_value(value: Any, hint: Any, where: str) -> None:
+def _check_value(value: Any, hint: Any, where: str) -> None:
     """Check a value of JSON by an annotation; arguments as in `check_fields`.
 
     Raises:
@@ -80,7 +80,7 @@ def check_value(value: Any, hint: Any, where: str) -> None:
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        check_value(value, arguments[0], where)
+        _check_value(value, arguments[0], where)
         _demand(arguments[1].holds(value), value, arguments[1].allowed, where)
     elif origin in (types.UnionType, typing.Union):
         _check_union(value, arguments, where)
@@ -89,11 +89,11 @@ def check_value(value: Any, hint: Any, where: str) -> None:
     elif origin is list:
         _demand(isinstance(value, list), value, "a list", where)
         for number, item in enumerate(value):
-            check_value(item, arguments[0], f"{where}[{number}]")
+            _check_value(item, arguments[0], f"{where}[{number}]")
     elif origin is dict:
         _demand(isinstance(value, dict), value, "an object", where)
         for key, item in value.items():
-            check_value(item, arguments[1], _join(where, show(key)))
+            _check_value(item, arguments[1], _join(where, show(key)))
     elif hint is float:
         is_number = type(value) in (int, float) and abs(value) <= MAX_FLOAT
         _demand(is_number, value, "a finite number", where)
@@ -109,7 +109,7 @@ def _check_union(value: Any, hints: tuple[Any, ...], where: str) -> None:
     errors = []
     for hint in hints:
         try:
-            return check_value(value, hint, where)
+            return _check_value(value, hint, where)
         except ValueError as error:
             errors.append(error)
     raise errors[0]

@@ -13,7 +13,7 @@ from made_presets import write_gemma
 
 from embedder_helpers.builtin import BUILTIN_FOLDER
 from embedder_helpers.errors import InputError
-from embedder_helpers.models import fingerprints
+from embedder_helpers.models import fingerprints, preset_files
 from embedder_helpers.models.fingerprints import folder_fingerprint
 
 WEIGHTS = "model.weights.h5"
@@ -34,7 +34,7 @@ def save_again(folder, target, **options):
 
 
 def first_dataset(file):
-    path = next(iter(fingerprints.hdf5_datasets(file)))
+    path = next(iter(preset_files.hdf5_datasets(file)))
     return path, file[path]
 
 
@@ -50,7 +50,7 @@ def test_a_preset_saved_again_in_one_or_several_files_is_the_same(preset, tmp_pa
 
 def compress(folder):
     with h5py.File(folder / WEIGHTS, "r+") as file:
-        for path, dataset in fingerprints.hdf5_datasets(file).items():
+        for path, dataset in preset_files.hdf5_datasets(file).items():
             values = dataset[()]
             del file[path]
             file.create_dataset(path, data=values, compression="gzip", compression_opts=1)
@@ -301,7 +301,7 @@ def test_what_may_be_read_without_end_or_leads_elsewhere_is_an_error(preset, cha
 
 
 def test_a_folder_of_very_many_files_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprints, "MAX_FILES", 3)
+    monkeypatch.setattr(preset_files, "MAX_FILES", 3)
     for number in range(4):
         (tmp_path / f"{number}.txt").write_text("")
     with pytest.raises(InputError, match="more than 3 files"):

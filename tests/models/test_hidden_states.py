@@ -24,10 +24,10 @@ from shared_gemma import TEXTS, TINY, shared_gemma, token_ids, two_texts_per_bat
 
 from embedder_helpers.errors import InputError
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, from_lengths
-from embedder_helpers.models.fingerprints import hdf5_datasets
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import RESERVE, HiddenStateCache, _shards, text_keys
 from embedder_helpers.models.layer_file import count_records
+from embedder_helpers.models.preset_files import hdf5_datasets
 from embedder_helpers.models.presets import find_preset
 
 OTHER_TEXTS = [f"Night {i} was cold by the river." for i in range(1, 5)]

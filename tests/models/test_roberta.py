@@ -9,7 +9,7 @@ import pytest
 
 from embedder_helpers.builtin import BUILTIN_FOLDER
 from embedder_helpers.errors import InputError
-from embedder_helpers.models.fingerprints import hdf5_datasets
+from embedder_helpers.models.preset_files import hdf5_datasets
 from embedder_helpers.models.presets import find_preset
 from embedder_helpers.models.roberta import encode_embeddings, load_roberta
 

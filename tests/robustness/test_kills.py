@@ -3,7 +3,6 @@
 import random
 import shutil
 
-import file_events
 import forked
 import pytest
 import small_run
@@ -12,11 +11,6 @@ from rounds import seeds
 pytestmark = pytest.mark.slow
 
 KILLS = 4  # of one sweep, at most
-
-
-def die_at(change: int) -> int:
-    file_events.before_change(change, file_events.die)
-    return small_run.sweep_and_report()
 
 
 @pytest.mark.parametrize("seed", seeds(4))
@@ -29,7 +23,8 @@ def test_a_sweep_killed_again_and_again_ends_with_the_results_of_an_undisturbed_
         part = chance.random() ** (1 + number)  # there is less to do each time
         change, seconds = 1 + int(part * undisturbed.changes), part * undisturbed.seconds
         if chance.random() < 0.5:
-            kill, process = f"before change {change}", forked.start(folder, die_at, change)
+            kill = f"before change {change}"
+            process = forked.start(folder, small_run.sweep_and_die, change)
         else:
             kill = f"after {seconds:.2f} s"
             process = forked.start(folder, small_run.sweep_and_report)

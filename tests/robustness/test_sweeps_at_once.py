@@ -3,18 +3,12 @@
 import random
 import shutil
 
-import file_events
 import forked
 import pytest
 import small_run
 from rounds import seeds
 
 pytestmark = pytest.mark.slow
-
-
-def sweep_and_die(change):
-    file_events.before_change(change, file_events.die)
-    return small_run.sweep_and_report()
 
 
 @pytest.mark.parametrize("seed", seeds(2))
@@ -35,7 +29,7 @@ def test_sweeps_at_once_leave_what_one_leaves(inputs, undisturbed, place, seed):
 def test_a_sweep_goes_on_while_another_one_is_killed(inputs, undisturbed, place, seed):
     change = random.Random(seed).randint(1, undisturbed.changes)
     folder = shutil.copytree(inputs, place)
-    killed = forked.start(folder, sweep_and_die, change, log="killed.txt")
+    killed = forked.start(folder, small_run.sweep_and_die, change, log="killed.txt")
     status, log = forked.run(folder, small_run.sweep_and_report)
     killed.join()
     assert status == 0, (change, log)

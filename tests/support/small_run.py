@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import file_events
 import h5py
 import pandas as pd
 from made_task import write_task
@@ -60,6 +61,12 @@ def sweep_and_report() -> int:
     # Its bar expects a pace, which takes longer to measure than these trainings.
     estimate.measure_device = lambda: estimate.GPUS["T4"]
     return main(["sweep", "sweep.yaml", "--out", "out"]) or main(["report", "out"])
+
+
+def sweep_and_die(change: int) -> int:
+    """The same, killed before its files change for the `change`-th time."""
+    file_events.before_change(change, file_events.die)
+    return sweep_and_report()
 
 
 def contents(folder: Path) -> dict[str, Any]:
