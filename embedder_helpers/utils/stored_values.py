@@ -64,9 +64,7 @@ def check_fields(values: Any, cls: type, where: str = "") -> None:
     hints, required = _annotations(cls)
     if unknown := values.keys() - hints.keys():
         raise TypeError(f"{_join(where, show(min(unknown)))} is not known")
-    for name in required:
-        if name not in values:
-            raise ValueError(f"{_join(where, name)} is missing")
+    _demand_keys(values, required, where)
     for name, value in values.items():
         _check_value(value, hints[name], _join(where, name))
 
@@ -120,6 +118,12 @@ def _demand(holds: bool, value: Any, allowed: str, where: str) -> None:
         raise ValueError(f"{where} is {show(value)}, but must be {allowed}")
 
 
+def _demand_keys(values: Mapping[str, Any], required: Collection[str], where: str) -> None:
+    for name in required:
+        if name not in values:
+            raise ValueError(f"{_join(where, name)} is missing")
+
+
 def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
@@ -161,9 +165,7 @@ def check_settings(values: Mapping[str, Any], required: Collection[str], where: 
     known = settings()
     if unknown := values.keys() - known.keys():
         raise TypeError(f"{where}.{show(min(unknown))} is not known")
-    for name in required:
-        if name not in values:
-            raise ValueError(f"{where}.{name} is missing")
+    _demand_keys(values, required, where)
     for name, value in values.items():
         rule = text() if name == "fusion" else known[name].rule
         try:

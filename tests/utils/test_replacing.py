@@ -146,12 +146,17 @@ def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_folder(folder)
     assert found == {"old", "new"} and number > 10
 
 
-def test_a_folder_that_a_killed_process_moved_away_is_put_back_by_the_next_save(folder):
+def left_by_a_killed_process(folder):
+    """A work folder as of a process that was killed after it had moved the old folder away."""
     work = folder.parent / ".saving-killed"
     (work / "new" / "it").mkdir(parents=True)
     (work / "old").mkdir()
     (work / "lock").touch()
     folder.rename(work / "old" / "it")
+
+
+def test_a_folder_that_a_killed_process_moved_away_is_put_back_by_the_next_save(folder):
+    left_by_a_killed_process(folder)
     with pytest.raises(OSError, match="no space"):
         replace_folder(folder, fail)
     assert content(folder) == {"old"}
@@ -214,15 +219,6 @@ def test_files_and_folders_are_replaced_where_files_cannot_be_locked(folder, no_
     replace_file(folder.parent / "b", lambda file: file.write_text("new"))
     assert content(folder) == {"new"}
     assert sorted(path.name for path in folder.parent.iterdir()) == ["b", "it"]
-
-
-def left_by_a_killed_process(folder):
-    """A work folder as of a process that was killed after it had moved the old folder away."""
-    work = folder.parent / ".saving-killed"
-    (work / "new" / "it").mkdir(parents=True)
-    (work / "old").mkdir()
-    (work / "lock").touch()
-    folder.rename(work / "old" / "it")
 
 
 def test_a_folder_that_was_moved_away_is_put_back_where_files_cannot_be_locked(folder, no_locks):
