@@ -67,8 +67,7 @@ def _work_folder(parent: Path) -> Iterator[Path]:
         yield work
     finally:
         _clean(work, parent)
-        lock.release()
-        _remove(work)
+        _remove(work, lock)
 
 
 def _locked_folder(parent: Path) -> tuple[Path, Any]:
@@ -77,11 +76,13 @@ def _locked_folder(parent: Path) -> tuple[Path, Any]:
         lock = _lock_of(work)
         try:
             lock.acquire(timeout=1)  # older versions try for ever what a file system cannot do
-        except FileNotFoundError:  # taken for a killed process's, because it was still empty
-            continue
+            is_ours = (work / LOCK).is_file()
         except (OSError, NotImplementedError):
-            pass
-        return work, lock
+            is_ours = work.is_dir()
+        if is_ours:
+            return work, lock
+        # Another process took it for a killed one's, because it was not locked yet.
+        lock.release()
 
 
 def _lock_of(work: Path) -> Any:
@@ -131,14 +132,17 @@ def _finish(work: Path, path: Path) -> None:
         work.rmdir()  # if it is empty; a process that lives makes another
         return
     is_moved = (work / OLD / path.name).exists() and not path.exists()
+    lock = _lock_of(work)
     try:
-        with _lock_of(work).acquire(timeout=WAIT if is_moved else 0):
-            _clean(work, path.parent)
+        lock.acquire(timeout=WAIT if is_moved else 0)
     except (OSError, NotImplementedError):  # it lives, or the file system cannot say that it does
         if is_moved:
             (work / OLD / path.name).rename(path)
         return
-    _remove(work)
+    try:
+        _clean(work, path.parent)
+    finally:
+        _remove(work, lock)
 
 
 def _clean(work: Path, parent: Path) -> None:
@@ -153,8 +157,14 @@ def _clean(work: Path, parent: Path) -> None:
         shutil.rmtree(work / name, ignore_errors=True)
 
 
-def _remove(work: Path) -> None:
-    """Remove a work folder that was cleaned; one that another process has taken over stays."""
-    with contextlib.suppress(OSError):
-        (work / LOCK).unlink(missing_ok=True)
-        work.rmdir()
+def _remove(work: Path, lock: Any) -> None:
+    """Remove a work folder that was cleaned, and release its lock.
+
+    The lock's file goes first, so that a process that waits for it sees that the folder is gone;
+    Windows deletes no file that is open, so it goes after the release there.
+    """
+    for release in (lambda: None, lock.release):
+        release()
+        with contextlib.suppress(OSError):
+            (work / LOCK).unlink(missing_ok=True)
+            work.rmdir()
