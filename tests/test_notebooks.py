@@ -171,7 +171,7 @@ def test_the_comparison_shows_its_report_and_writes_it(tmp_path):
         NOTEBOOKS[2], executed, {"FOLDER": str(tmp_path)}, progress_bar=False, cwd=ROOT
     )
     shown = json.dumps(outputs(executed))
-    assert "MTEB's leaderboard" in shown and "of 88" in shown
+    assert "MTEB's leaderboard" in shown and "of 224" in shown
     assert "original study" in shown
     assert (tmp_path / "report" / "report.html").exists()
 

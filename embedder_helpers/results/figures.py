@@ -20,6 +20,9 @@ from embedder_helpers.results.comparison import (
     score_matrix,
 )
 from embedder_helpers.results.leaderboard import (
+    MAX_SMALL,
+    SMALL,
+    benchmark,
     load_leaderboard,
     load_original_study,
     our_models,
@@ -231,6 +234,9 @@ def _draw_original_study(panel: "Axes", study: pd.DataFrame, metric: str) -> Non
 def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) -> "Figure | None":
     """Plot accuracy and macro F1 over the number of parameters: MTEB's leaderboard, and our models.
 
+    Models that were trained on the task, or not, have other dots. Lines show the best score of all
+    models, that of small ones, and the size of these.
+
     Args:
         results: results of any tasks; each task that the leaderboard has is a row of panels.
         path: file to save the figure to; None: do not save it.
@@ -245,10 +251,11 @@ def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) 
     tasks = dict(sorted(zip(ranked["label"], ranked["task"], strict=True)))
     figure, panels = _make_panels(list(tasks), [3.6] * len(tasks), sharex=True)
     for (label, task), row in zip(tasks.items(), panels, strict=True):
+        row[1].set_title(benchmark(task), loc="right", size=10)
         for metric, panel in zip(METRICS, row, strict=True):
+            panel.set_xscale("log")
             _draw_board(panel, board[board["task"] == task], metric)
             _draw_ours(panel, ranked[ranked["label"] == label], metric)
-            panel.set_xscale("log")
             panel.grid(alpha=0.3)
     for panel in panels[-1]:
         panel.set_xlabel("parameters")
@@ -256,15 +263,22 @@ def plot_leaderboard(results: Sequence[Result], path: str | Path | None = None) 
 
 
 def _draw_board(panel: "Axes", board: pd.DataFrame, metric: str) -> None:
-    """The leaderboard's models of one task, by whether they were trained on it."""
+    """The leaderboard's models of one task by training and size, and the best score of a group.
+
+    The best of all may be of unknown size, and then has a line but no dot.
+    """
     metric = COLUMNS[metric][0]
     for trained, marker, color, label in (
-        ("yes", "o", "#555", "leaderboard: trained on the task"),
-        ("unknown", ".", "#999", "leaderboard: training data unknown"),
         ("no", "x", "#bbb", "leaderboard: not trained on the task"),
+        ("unknown", ".", "#999", "leaderboard: training data unknown"),
+        ("yes", "o", "#555", "leaderboard: trained on the task"),
     ):
         models = board[board["trained_on_task"] == trained].dropna(subset=["parameters", metric])
-        panel.plot(models["parameters"], models[metric], marker, ms=5, color=color, label=label)
+        panel.plot(models["parameters"], models[metric], marker, ms=4, color=color, label=label)
+    small = board[board["parameters"] <= MAX_SMALL]
+    for models, style, label in ((board, "-", "best of all"), (small, "--", f"best up to {SMALL}")):
+        panel.axhline(models[metric].max(), color="#333", lw=0.8, ls=style, label=label)
+    panel.axvline(MAX_SMALL, color="#777", lw=0.8, ls=":", label=f"{SMALL} parameters")
 
 
 def _draw_ours(panel: "Axes", ours: pd.DataFrame, metric: str) -> None:

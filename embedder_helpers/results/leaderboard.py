@@ -1,16 +1,18 @@
 """MTEB's leaderboard: the ranks that our embedders would have; and the original study's table.
 
-Scores of other models on the original study's two tasks (test split, English) are stored in
-`results/reference/leaderboard.csv`. They come from the public results repository of the
-leaderboard, in the month and at the commit of each row (`~1`: the commit before, if the file was
-removed). Some are self-reported. `trained_on_task` is what a model's own metadata say; `unknown` if
-they say nothing, or if a score far above those of similar models makes them doubtful.
-`tools/refresh_leaderboard.py` updates the file.
+Scores of other models on the 12 English classification tasks (test split) are stored in
+`results/reference/leaderboard.csv`, a row per model and task. They come from the public results
+repository of the leaderboard, at the commit of each row. `read` is the month of that commit, or
+that of the reading where a file was read alone. A file that was removed is read at the commit
+before (`~1`). Some scores are self-reported. `trained_on_task` is what a model's own metadata say,
+`no` being no proof; `unknown` if they say nothing, or, on the original study's two tasks, if a
+score far above those of similar models makes a `no` doubtful. `tools/refresh_leaderboard.py`
+updates the file.
 """
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,14 @@ TYPES = {
     "trained_on_task": "str", "self_reported": "bool", "mteb_version": "str", "commit": "str",
     "read": "str",
 }  # fmt: skip
+# On the first version of MTEB's English benchmark only; the others are on the second one too.
+FIRST_VERSION_TASKS = {
+    "AmazonPolarityClassification", "AmazonReviewsClassification", "EmotionClassification",
+    "MTOPIntentClassification",
+}  # fmt: skip
+MAX_SMALL = 400_000_000  # parameters of a small model; Gemma 3 270M and RoBERTa-base have 392 M
+SMALL = f"{MAX_SMALL // 10**6} M"
+RANK, SMALL_RANK, ALIKE_RANK = "rank", f"rank up to {SMALL}", "rank trained alike"
 MAX_BYTES = 2**24  # of the file: some 100 a row
 MAX_NAME = 200  # letters
 
@@ -81,23 +91,31 @@ def _is_name(model: Any) -> bool:
     return isinstance(model, str) and model.isprintable() and len(model) <= MAX_NAME
 
 
+def benchmark(task: str) -> str:
+    """The benchmark whose leaderboard shows a task today."""
+    return f"MTEB(eng, {'v1' if task in FIRST_VERSION_TASKS else 'v2'})"
+
+
 def last_updated(path: Path = LEADERBOARD_FILE) -> str:
-    """The month of the latest update: `November 2026`."""
-    return f"{datetime.date.fromisoformat(load_leaderboard(path)['read'].max() + '-01'):%B %Y}"
+    """The month that most scores are of: `August 2026`."""
+    month = load_leaderboard(path)["read"].mode().iloc[-1]
+    return f"{datetime.date.fromisoformat(month + '-01'):%B %Y}"
 
 
 def describe_leaderboard(path: Path = LEADERBOARD_FILE) -> str:
     """Source and date of the scores and the number of models of each task, as lines of text."""
     board = load_leaderboard(path)
-    newest = board[board["read"] == board["read"].max()]
+    commit = board["commit"].mode().iloc[-1]
     lines = [f"{path}: scores on MTEB's leaderboard, as of {last_updated(path)}"]
-    lines += [f"from {SOURCE} (CC0), commit {', '.join(newest['commit'].value_counts().index)}"]
+    lines += [f"from {SOURCE} (CC0), commit {commit}"]
     for task, rows in board.groupby("task"):
         counts = rows["trained_on_task"].value_counts()
         trained = ", ".join(f"{value} {counts.get(value, 0)}" for value in ("yes", "no", "unknown"))
-        lines.append(f"{task}: {len(rows)} models (trained on the task: {trained})")
-    if older := len(board) - len(newest):
-        lines.append(f"{older} rows are older: the repository no longer has them")
+        lines.append(
+            f"{task}, {benchmark(task)}: {len(rows)} models (trained on the task: {trained})"
+        )
+    if others := int((board["commit"] != commit).sum()):
+        lines.append(f"{others} rows are of other commits, most of files that were removed since")
     return "\n".join(lines)
 
 
@@ -153,52 +171,74 @@ def _test_groups(results: Sequence[Result]) -> dict[tuple[str, str], list[Result
 
 
 def leaderboard_ranks(results: Sequence[Result]) -> pd.DataFrame:
-    """The rank that each embedder would have by accuracy, among the models of its task.
+    """The rank by accuracy that each embedder would have, and the best models of the leaderboard.
 
-    `rank 95 % CI` are the ranks at the ends of the accuracy's CI. `rank among comparable` counts
-    only models known to be trained on the task or, for an untrained embedder, known not to be.
-    `next better` is the model one rank above. Tasks that are not on the leaderboard are left out.
+    A row per embedder, and per model that is the best of a group (`best of 290`), by accuracy. An
+    embedder's `9 of 291 [4, 12]` is its rank, the number of models including itself, and the ranks
+    at the ends of its accuracy's 95 % CI. The groups are all models, those known to have at most
+    `MAX_SMALL` parameters, and those known to be trained on the task or, for an untrained embedder,
+    known not to be. Tasks that are not on the leaderboard are left out.
     """
-    board, rows = load_leaderboard(), []
-    for ours in our_models(results).itertuples():
-        models = board[board["task"] == ours.task]
+    board, ours, rows = load_leaderboard(), our_models(results), []
+    for (label, task), embedders in ours.groupby(["label", "task"]) if len(ours) else ():
+        models = board[board["task"] == task]
         if models.empty:
             continue
-        accuracies = models["accuracy"]
-        comparable = accuracies[models["trained_on_task"] == ours.trained_on_task]
-        better = models[accuracies > ours.accuracy].sort_values("accuracy")
-        rows.append(
-            {
-                "task": ours.label,
-                "data": ours.data,
-                "embedder": ours.model,
-                "seeds": ours.seeds,
-                "parameters": ours.parameters,
-                "accuracy": ours.accuracy,
-                "macro F1": ours.f1,
-                "rank": _format_rank(ours.accuracy, accuracies),
-                "rank 95 % CI": _format_ranks(ours.high, ours.low, accuracies),
-                "rank among comparable": _format_rank(ours.accuracy, comparable),
-                "rank by macro F1": _format_rank(ours.f1, models["f1"].dropna()),
-                "next better": better["model"].iloc[0] if len(better) else "-",
-            }
-        )
-    if not rows:
-        return pd.DataFrame()
-    table = pd.DataFrame(rows).sort_values(["task", "accuracy"], ascending=[True, False])
+        ranked = [_rank_embedder(embedder, models) for embedder in embedders.itertuples()]
+        ranked += _best_models(models, sorted(set(embedders["trained_on_task"])))
+        start = {"task": label, "benchmark": benchmark(task), "data": None}
+        rows += [start | row for row in sorted(ranked, key=lambda row: -row["accuracy"])]
+    table = pd.DataFrame(rows)
+    if rows:  # whole numbers beside missing ones
+        table["parameters"] = pd.Series([row["parameters"] for row in rows], dtype=object)
     return without_empty_data(table)
 
 
-def _format_rank(score: float, others: pd.Series) -> str:
-    return f"{_rank(score, others)} of {len(others) + 1}"
+def _ranked_groups(models: pd.DataFrame, trained_on_task: str) -> dict[str, pd.DataFrame]:
+    """The models of one task that an embedder is ranked among, by name of the rank."""
+    return {
+        RANK: models,
+        SMALL_RANK: models[models["parameters"] <= MAX_SMALL],
+        ALIKE_RANK: models[models["trained_on_task"] == trained_on_task],
+    }
 
 
-def _format_ranks(high: float, low: float, others: pd.Series) -> str:
-    return "-" if math.isnan(low) else f"{_rank(high, others)} … {_rank(low, others)}"
+def _rank_embedder(ours: Any, models: pd.DataFrame) -> dict[str, Any]:
+    """The scores and ranks of a row of `our_models` among the models of its task."""
+    is_small = ours.parameters and ours.parameters <= MAX_SMALL
+    ranks = {
+        name: _format_rank(ours, group["accuracy"]) if is_small or name != SMALL_RANK else "-"
+        for name, group in _ranked_groups(models, ours.trained_on_task).items()
+    }
+    scores = {"accuracy": ours.accuracy, "macro F1": ours.f1}
+    first = {"data": ours.data, "embedder": ours.model, "parameters": ours.parameters}
+    return first | scores | ranks
 
 
-def _rank(score: float, others: pd.Series) -> int:
-    return 1 + int((others > score).sum())
+def _format_rank(ours: Any, others: pd.Series) -> str:
+    """`9 of 291 [4, 12]`, without brackets if the accuracy has no CI."""
+    rank, best, worst = (
+        1 + int((others > score).sum()) for score in (ours.accuracy, ours.high, ours.low)
+    )
+    ends = "" if math.isnan(ours.low) else f" [{best}, {worst}]"
+    return f"{rank} of {len(others) + 1}{ends}"
+
+
+def _best_models(models: pd.DataFrame, kinds_of_training: Iterable[str]) -> list[dict[str, Any]]:
+    """A row per model that has the best accuracy of a group; `-` in the columns of the others."""
+    rows: dict[str, dict[str, Any]] = {}
+    for trained in kinds_of_training:
+        for name, group in _ranked_groups(models, trained).items():
+            if group.empty:
+                continue
+            best = group.loc[group["accuracy"].idxmax()]
+            size = math.nan if pd.isna(best["parameters"]) else int(best["parameters"])
+            row = {"embedder": best["model"], "parameters": size}
+            row |= {"accuracy": best["accuracy"], "macro F1": best["f1"]}
+            row |= dict.fromkeys((RANK, SMALL_RANK, ALIKE_RANK), "-")
+            which = {"yes": " trained", "no": " untrained"}[trained] if name == ALIKE_RANK else ""
+            rows.setdefault(best["model"], row)[name] = f"best of {len(group)}{which}"
+    return list(rows.values())
 
 
 def original_study_table(results: Sequence[Result]) -> pd.DataFrame:

@@ -104,7 +104,7 @@ def test_old_results_on_a_folder_with_the_name_of_a_task_are_marked():
 def test_a_folder_with_the_name_of_a_task_has_no_rank_and_is_not_compared_with_the_study(one):
     one = dataclasses.replace(one, history=[{"val_accuracy": 0.9}])
     assert leaderboard_ranks([one]).empty and original_study_table([one]).empty
-    assert len(leaderboard_ranks([DECLARED])) == len(leaderboard_ranks([FROM_HUB])) == 1
+    assert len(leaderboard_ranks([DECLARED])) == len(leaderboard_ranks([FROM_HUB])) > 0
 
 
 def test_the_language_of_local_files_is_unknown():

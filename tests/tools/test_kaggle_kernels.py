@@ -219,7 +219,7 @@ def test_results_among_the_inputs_are_compared_in_a_kaggle_session(kaggle):
     finally:
         assert [path.name for path in folder.iterdir()] == ["one.json"]
         shutil.rmtree(kaggle / "input" / "notebooks")
-    assert "1 results in" in text and "of 88" in text
+    assert "1 results in" in text and "of 224" in text
     assert (kaggle / "working" / "results" / "report" / "report.html").is_file()
 
 

@@ -1,4 +1,3 @@
-import datetime
 import json
 import math
 import os
@@ -8,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 
+from embedder_helpers.data.mteb import MTEB_TASKS
 from embedder_helpers.errors import InputError
 from embedder_helpers.results.leaderboard import LEADERBOARD_FILE, load_leaderboard
 from embedder_helpers.utils.files import PACKAGE
@@ -15,8 +15,10 @@ from tools import refresh_leaderboard
 from tools.refresh_leaderboard import english_scores, main, refresh, trained_on_task
 
 AMAZON, EMOTION = "AmazonCounterfactualClassification", "EmotionClassification"
+REVIEWS = "AmazonReviewsClassification"
 QWEN = "Qwen/Qwen3-Embedding-8B"  # `unknown` on the first task in the present file
-MONTH = f"{datetime.date.today():%Y-%m}"
+BANKING = "Banking77Classification"
+DATE, MONTH = "2031-03-05T12:00:00+00:00", "2031-03"  # of the commits made here
 
 
 def subset(name, accuracy, **scores):
@@ -59,6 +61,10 @@ def test_without_english_scores_nothing_is_read(subsets):
 def test_every_version_of_a_task_counts_as_the_same_training_data():
     assert trained_on_task(AMAZON, [f"{AMAZON}.v2"], None) == "yes"
     assert trained_on_task(AMAZON, {EMOTION: ["train"]}, None) == "no"
+
+
+def test_a_misspelled_task_counts_as_training_data():
+    assert trained_on_task(REVIEWS, ["AmazonReviewClassification"], None) == "yes"
 
 
 def test_without_metadata_training_is_as_in_the_present_row_or_unknown():
@@ -150,7 +156,9 @@ def test_without_mteb_the_message_names_the_requirements(tmp_path, monkeypatch):
 def git(folder, *arguments):
     author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     command = ["git", "-C", folder, *author, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    environment = os.environ | {"GIT_COMMITTER_DATE": DATE}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return done.stdout.strip()
 
 
 def result_file(task, version, *subsets, split="test"):
@@ -185,9 +193,9 @@ FILES = {
         EMOTION, "2.0.0", subset("default", 0.5), split="train"
     ),
     f"{QWEN.replace('/', '__')}/1/{AMAZON}": result_file(AMAZON, "2.0.0", subset("en", 0.91)),
-    "a__old/1/Banking77Classification": result_file(
-        "Banking77Classification", "2.0.0", subset("default", 0.9)
-    ),
+    f"a__old/1/{BANKING}": result_file(BANKING, "2.0.0", subset("default", 0.9)),
+    f"a__old/1/{BANKING}.v2": result_file(f"{BANKING}.v2", "2.0.0", subset("default", 0.8)),
+    f"w601sxs__b1ade-embed/1/{REVIEWS}": result_file(REVIEWS, "2.0.0", subset("en", 0.4)),
 }
 
 
@@ -242,6 +250,11 @@ def hostile_repository(tmp_path_factory):
     git(folder, "commit", "--quiet", "--message", "results")
     (folder / "outside.json").write_text(json.dumps(OK))  # in the work tree only
     return folder
+
+
+def test_the_month_is_that_of_the_newest_commit(repository):
+    commit = git(repository, "rev-parse", "HEAD")
+    assert refresh_leaderboard._newest_commit(repository) == (commit[:12], MONTH)
 
 
 def test_only_regular_files_of_the_newest_commit_are_listed(hostile_repository):
@@ -317,6 +330,17 @@ def test_size_and_training_data_of_an_unregistered_model_are_those_stored_with_i
 
 
 @pytest.mark.real
+def test_training_data_include_those_of_the_model_that_one_is_adapted_from(board):
+    assert get_row(board, "w601sxs/b1ade-embed", REVIEWS)["trained_on_task"] == "yes"
+
+
+@pytest.mark.real
+def test_all_english_tasks_are_read_in_their_first_version(board):
+    assert get_row(board, "a/old", BANKING)["accuracy"] == 0.9
+    assert set(board["task"]) == set(MTEB_TASKS)
+
+
+@pytest.mark.real
 def test_a_registered_model_has_mtebs_metadata_and_the_present_doubt(board):
     row = get_row(board, QWEN)
     assert row["accuracy"] == 0.91 and row["trained_on_task"] == "unknown"
@@ -357,7 +381,7 @@ def test_the_public_repository_is_downloaded_and_later_updated(
 @pytest.mark.real
 def test_a_folder_that_is_not_a_clone_is_an_error(reference_python, tmp_path):
     done = run(reference_python, "--clone", tmp_path, "--out", tmp_path / "board.csv")
-    assert done.returncode == 1 and f"'{tmp_path}' contains no results of {AMAZON}" in done.stderr
+    assert done.returncode == 1 and f"'{tmp_path}' contains no results" in done.stderr
     assert not list(tmp_path.iterdir()) and LEADERBOARD_FILE.exists()
 
 
