@@ -21,10 +21,12 @@ from embedder_helpers.results.formats import (
     write_text,
 )
 from embedder_helpers.results.leaderboard import (
+    SMALL,
     last_updated,
     leaderboard_ranks,
     original_study_table,
 )
+from embedder_helpers.results.ranking import format_ranking, rank_notes, rank_table
 from embedder_helpers.results.result import Result
 from embedder_helpers.results.tables import (
     LAYERS_FIGURE,
@@ -59,7 +61,8 @@ def summarize(results: Sequence[Result], out: str | Path) -> list[Path]:
     """Print the tables of results, and write them and their figures to a folder.
 
     If a task has at least three cutoffs, the layer table and the curves over the cutoff are
-    included; if an embedder has several seeds, means with 95 % CIs and paired differences.
+    included; if an embedder has several seeds, means with 95 % CIs and paired differences; of a
+    search over settings, the mean rank of each recipe, which comes first.
 
     Args:
         results: results of any tasks.
@@ -75,6 +78,7 @@ def summarize(results: Sequence[Result], out: str | Path) -> list[Path]:
     text = comparison.format_comparison(results) + format_results(results)
     if has_curves := has_layer_curve(results):
         text = to_markdown(layer_table(results)) + "\n" + text
+    text = format_ranking(results) + text
     print(text)  # even if the disk turns out to be full
     folder = writable_folder(out)
     paths = [folder / SCORES_FIGURE]
@@ -177,6 +181,12 @@ def report_sections(results: Sequence[Result]) -> list[Section]:
     """The sections of a report; those without content are left out."""
     sections = [
         Section(
+            "ranking",
+            "Choosing settings: the mean rank",
+            " ".join(rank_notes(results)),
+            rank_table(results),
+        ),
+        Section(
             "comparison",
             "Scores",
             "Means over seeds and runs of the protocol, with 95 % CIs; embedders trained with a "
@@ -195,11 +205,12 @@ def report_sections(results: Sequence[Result]) -> list[Section]:
         Section(
             "leaderboard",
             "Rank on MTEB's leaderboard",
-            "The rank that each embedder would have by accuracy on the test split: among all "
-            "models of the leaderboard, at the ends of its 95 % CI, and among comparable models, "
-            "known to be trained on the task or, for an untrained embedder, known not to be. "
-            f"Leaderboard scores as of {last_updated()}; some are self-reported, some have since "
-            "been removed. Parameters do not include the projection's.",
+            "The rank that each embedder would have by accuracy on the test split, with the ranks "
+            "at the ends of its 95 % CI: among all models of the leaderboard, among those known to "
+            f"have at most {SMALL} parameters, and among those known to be trained on the task or, "
+            "for an untrained embedder, known not to be. The best model of each group has a row "
+            f"of its own. Leaderboard scores as of {last_updated()}; some are self-reported, some "
+            "have since been removed.",
             leaderboard_ranks(results),
             figures.plot_leaderboard(results),
         ),

@@ -98,8 +98,9 @@ class Result:
         deduplicated: scores without the evaluation texts that the train split contains too:
             `texts`, their number, and `scores`, `experiments` and `head` of the rest, if there is
             any; None without such texts.
-        parameters: number of weights that a text passes, of the truncated Gemma and of RoBERTa,
-            embeddings included and the projection excluded; None if they cannot be counted.
+        parameters: number of weights that a text passes, of the truncated Gemma, of RoBERTa and
+            between them, embeddings included; None if they cannot be counted. Results of versions
+            before 0.6.0 leave out those between them, less than a hundredth.
     """
 
     experiment: dict[str, Any]

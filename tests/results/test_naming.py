@@ -34,6 +34,15 @@ def test_the_seed_and_settings_without_effect_are_not_part_of_the_name():
     assert display_names(results) == ["Gemma only [1-10]"] * 2
 
 
+def test_results_of_earlier_versions_have_the_loss_and_fusion_that_there_were():
+    older, newer = result(), result(objective="contrastive", late_fusion=True)
+    del older.experiment["objective"], older.experiment["late_fusion"]
+    assert display_names([older, newer]) == [
+        "hybrid [1-10], late_fusion False, objective cross_entropy",
+        "hybrid [1-10], late_fusion True, objective contrastive",
+    ]
+
+
 def test_settings_that_differ_between_tasks_are_not_part_of_the_name():
     results = [result(max_train_texts=100), result(task=EMOTION, max_train_texts=200)]
     assert display_names(results) == ["hybrid [1-10]"] * 2

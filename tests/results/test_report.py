@@ -8,6 +8,7 @@ from made_results import EMOTION, TRAINED, result
 from embedder_helpers.__main__ import main
 from embedder_helpers.errors import InputError
 from embedder_helpers.results import tables
+from embedder_helpers.results.ranking import format_ranking, rank_table
 from embedder_helpers.results.report import report_sections, summarize, write_report
 from embedder_helpers.results.result import write_result
 
@@ -48,6 +49,20 @@ def test_a_summary_logs_its_files_and_prints_nothing_but_the_tables(tmp_path, ca
     assert capsys.readouterr().out.strip() == (tmp_path / tables.TABLE_FILE).read_text().strip()
 
 
+SEARCH = [
+    result("roberta_only", (), accuracy, task, scored_split="validation", epochs=epochs)
+    for task in ("sunshine", "weather")
+    for epochs, accuracy in ((1, 0.5), (2, 0.7), (3, 0.6))
+]
+
+
+def test_the_summary_of_a_search_starts_with_its_mean_ranks(tmp_path):
+    summarize(SEARCH, tmp_path)
+    text = (tmp_path / tables.TABLE_FILE).read_text()
+    assert text == format_ranking(SEARCH) + tables.format_results(SEARCH)
+    assert text.startswith("| recipe ")
+
+
 # === The report ===
 
 RESULTS = [
@@ -70,6 +85,12 @@ def test_a_report_has_scores_differences_ranks_the_original_study_and_curves(rep
 def test_sections_without_content_are_left_out():
     sections = report_sections([result("gemma_only", (2,))])
     assert [section.name for section in sections] == ["comparison", "results"]
+
+
+def test_the_report_of_a_search_starts_with_its_mean_ranks():
+    section = report_sections(SEARCH)[0]
+    assert section.name == "ranking" and "critical difference" in section.text
+    pd.testing.assert_frame_equal(section.table, rank_table(SEARCH))
 
 
 def test_the_report_lists_its_files_with_the_page_last(report):
