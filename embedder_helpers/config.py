@@ -65,6 +65,10 @@ def _trains(experiment: "Experiment") -> bool:
     return experiment.kind != "gemma_only" and experiment.epochs > 0
 
 
+def _is_contrastive(experiment: "Experiment") -> bool:
+    return _trains(experiment) and experiment.objective == "contrastive"
+
+
 def _is_seeded(experiment: "Experiment") -> bool:
     return experiment.kind == "hybrid" or _trains(experiment)
 
@@ -82,6 +86,7 @@ TASK = "Task"  # the group of the settings that determine the task
 GEMMA = {"group": "Gemma", "kinds": WITH_GEMMA, "saved": True}
 FUSION = {"group": "Projection and fusion", "kinds": ("hybrid",), "saved": True}
 TRAINING = {"group": "Training", "kinds": WITH_ROBERTA, "when": _trains}
+CONTRASTIVE = {**TRAINING, "when": _is_contrastive}
 STORAGE = {"group": "Output and storage", "kinds": ()}
 
 
@@ -179,6 +184,13 @@ class Experiment:
         "`random`; null: `zero` for `add`, else `ridge`",
         **FUSION,
     )
+    late_fusion: bool = key(
+        False,
+        flag(),
+        "put Gemma's own embedding (the mean of its hidden states, as they are fused, through a "
+        "norm and a dense layer) beside RoBERTa's, which doubles the width",
+        **FUSION,
+    )
     state_dropout: float = key(
         0.0,
         fraction(),
@@ -232,7 +244,28 @@ class Experiment:
         group="Training",
         kinds=WITH_ROBERTA,
     )
-    batch_size: int = key(32, integer(1), "texts per training step", **TRAINING)
+    objective: str = key(
+        "cross_entropy",
+        one_of(("cross_entropy", "contrastive")),
+        "the loss: the head's cross-entropy, or with it the supervised contrastive loss of the "
+        "embeddings, by which texts of one label come to lie together",
+        **TRAINING,
+    )
+    contrastive_weight: float = key(
+        1.0, positive(), "factor of the contrastive loss, beside cross-entropy's 1", **CONTRASTIVE
+    )
+    contrastive_temperature: float = key(
+        0.1,
+        positive(),
+        "temperature of the contrastive loss: the lower, the more the nearest texts count",
+        **CONTRASTIVE,
+    )
+    batch_size: int = key(
+        32,
+        integer(1),
+        "texts per training step, to which a contrastive objective may add up to two",
+        **TRAINING,
+    )
     learning_rate: float = key(
         5e-5, positive(), "AdamW's peak learning rate for RoBERTa; cosine decay to 0", **TRAINING
     )
@@ -341,6 +374,11 @@ class Experiment:
                 "train_split and scored_split are both 'validation', so evaluation texts would be "
                 "trained on: score the test split"
             )
+        if self.objective == "contrastive" and self.batch_size == 1:
+            raise InputError(
+                "objective is 'contrastive', but batch_size is 1: texts are compared within a "
+                "batch, so use 2 or more"
+            )
         if self.kind == "gemma_only" and self.layer_pooling == "learned":
             raise InputError(
                 "layer_pooling is 'learned', but gemma_only trains nothing: use mean or max"
@@ -416,8 +454,10 @@ def make_experiment(values: Mapping[str, Any], where: str = "experiment") -> Exp
         raise InputError(f"{where}: {error}") from None
 
 
-# What settings were in files that are older than the settings, where not their defaults.
-BEFORE_SETTING_EXISTED = {"llm_dtype": "float32"}
+# What settings were in files that are older than the settings, whatever their defaults are now.
+BEFORE_SETTING_EXISTED = {
+    "llm_dtype": "float32", "late_fusion": False, "objective": "cross_entropy",
+}  # fmt: skip
 
 
 def stored_experiment(values: Mapping[str, Any]) -> Experiment:

@@ -11,6 +11,7 @@ from embedder_helpers.config import (
     make_experiment,
     resolve_cutoffs,
     settings,
+    stored_experiment,
     with_baselines,
 )
 from embedder_helpers.errors import InputError
@@ -32,6 +33,7 @@ ALLOWED = {
     "fusion": ["replace", "add", "prepend"],
     "projection": ["linear", "mlp"],
     "projection_start": [None, "ridge", "random"],
+    "late_fusion": [True, False],
     "state_dropout": [0.0, 0.5],
     "probe": [True, False],
     "slm_preset": ["roberta_base_en"],
@@ -39,6 +41,9 @@ ALLOWED = {
     "max_tokens": [3, 512],
     "seed": [0, 2**32 - 1],
     "epochs": [0, 6],
+    "objective": ["cross_entropy", "contrastive"],
+    "contrastive_weight": [0.5, 2],
+    "contrastive_temperature": [0.05, 0.3],
     "batch_size": [1, 64],
     "learning_rate": [1e-5, 0.5],
     "projection_learning_rate": [1e-3],
@@ -77,6 +82,7 @@ INVALID = {
     "fusion": [("append", "replace, add, prepend"), (None, "replace")],
     "projection": [("deep", "linear, mlp")],
     "projection_start": [("none", "ridge, zero, random, or null"), (0, "ridge")],
+    "late_fusion": [(bad, "true or false") for bad in (1, "yes", None)],
     "state_dropout": [(bad, "from 0 to below 1") for bad in (1, -0.1, "half", True, None)],
     "probe": [(bad, "true or false") for bad in (1, "yes", None)],
     "slm_preset": [("  ", TEXT)],
@@ -84,6 +90,9 @@ INVALID = {
     "max_tokens": [(2, "from 3 to"), ("256", INTEGER)],
     "seed": [(-1, "from 0 to"), (2**32, f"to {2**32 - 1}"), (True, INTEGER)],
     "epochs": [(-1, "from 0 to"), (1.0, INTEGER), (False, INTEGER)],
+    "objective": [("triplet", "cross_entropy, contrastive"), (None, "cross_entropy")],
+    "contrastive_weight": [(bad, "above 0") for bad in (0, -1, float("nan"), None, True)],
+    "contrastive_temperature": [(bad, "above 0") for bad in (0, -0.1, float("inf"), "low")],
     "batch_size": [(0, "from 1 to"), ([8], INTEGER)],
     "learning_rate": [
         (bad, "above 0")
@@ -106,17 +115,21 @@ INVALID = {
 # Settings of storage, memory and tracking, which affect no result.
 NO_EFFECT = {"save_embedder", "states_dir", "states_gigabytes", "stream_blocks", "tracking"}
 SPLITS = {"train_split", "max_train_texts"}
-OPTIONAL_TRAINING = {"warmup", "clip_norm", "patience", "class_weights"}
+OPTIONAL_TRAINING = {"warmup", "clip_norm", "patience", "class_weights", "objective"}
+CONTRASTIVE = {"contrastive_weight", "contrastive_temperature"}
 TRAINING = {"batch_size", "learning_rate", "projection_learning_rate"} | OPTIONAL_TRAINING | SPLITS
+HYBRID = {"fusion", "projection_start", "late_fusion", "state_dropout"}
 # Values other than the defaults.
 OTHER = {
     "warmup": 0.5,
     "clip_norm": None,
     "patience": 2,
     "class_weights": True,
+    "objective": "contrastive",
     "scored_split": "validation",
     "fusion": "prepend",
     "projection_start": "random",
+    "late_fusion": True,
     "state_dropout": 0.5,
     "probe": True,
 }
@@ -326,10 +339,12 @@ def test_a_duplicate_cutoff_is_an_error(llm_layers):
                 "fusion",
                 "projection",
                 "projection_start",
+                "late_fusion",
                 "state_dropout",
                 "epochs",
                 "seed",
                 *TRAINING,
+                *CONTRASTIVE,
             },
         ),
         (
@@ -343,6 +358,7 @@ def test_a_duplicate_cutoff_is_an_error(llm_layers):
                 "fusion",
                 "projection",
                 "projection_start",
+                "late_fusion",
                 "state_dropout",
                 "probe",
             },
@@ -350,7 +366,8 @@ def test_a_duplicate_cutoff_is_an_error(llm_layers):
     ],
 )
 def test_the_relevant_settings_leave_out_what_the_kind_ignores(kind, ignored):
-    several = make_experiment({"kind": kind, "llm_layers": [1, 2]})
+    values = {"kind": kind, "llm_layers": [1, 2], "objective": "contrastive"}
+    several = make_experiment(values)
     assert set(KEYS) - set(several.relevant_settings()) == ignored | NO_EFFECT
 
 
@@ -367,6 +384,33 @@ def test_without_epochs_the_settings_of_training_are_irrelevant():
     trained = make_experiment(random | {"epochs": 1}).relevant_settings()
     untrained = make_experiment(random | {"epochs": 0}).relevant_settings()
     assert set(trained) - set(untrained) == TRAINING | {"state_dropout"}
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "roberta_only"])
+def test_the_settings_of_the_contrastive_loss_are_relevant_with_it_alone(kind):
+    plain = make_experiment({"kind": kind}).relevant_settings()
+    values = {"kind": kind, "objective": "contrastive"}
+    assert set(make_experiment(values).relevant_settings()) - set(plain) == CONTRASTIVE
+    untrained = make_experiment(values | {"epochs": 0}).relevant_settings()
+    assert not set(untrained) & (CONTRASTIVE | {"objective"})
+
+
+def test_the_contrastive_loss_of_batches_of_one_text_is_an_error():
+    values = {"objective": "contrastive", "batch_size": 1}
+    with pytest.raises(
+        InputError, match="my.yaml: objective is 'contrastive', but batch_size is 1"
+    ):
+        make_experiment(values, "my.yaml")
+    assert make_experiment(values | {"batch_size": 2}).batch_size == 2
+
+
+def test_a_stored_experiment_has_what_was_the_case_before_a_setting_existed():
+    values = Experiment(llm_dtype="bfloat16", late_fusion=True, seed=5).as_dict()
+    assert stored_experiment(values).as_dict() == values
+    older = {name: values[name] for name in ("kind", "seed")}
+    stored = stored_experiment(older)
+    assert (stored.kind, stored.seed, stored.llm_dtype) == ("hybrid", 5, "float32")
+    assert (stored.late_fusion, stored.objective) == (False, "cross_entropy")
 
 
 def test_the_training_texts_are_relevant_for_a_closed_form_initialization():
@@ -405,7 +449,7 @@ def test_roberta_alone_selects_no_cutoff():
 @pytest.mark.parametrize(
     ("kind", "name"),
     [(kind, name) for kind in ("hybrid", "roberta_only") for name in sorted(OPTIONAL_TRAINING)]
-    + [("hybrid", name) for name in ("fusion", "state_dropout", "projection_start")]
+    + [("hybrid", name) for name in sorted(HYBRID)]
     + [("gemma_only", name) for name in ("scored_split", "probe")],
 )
 def test_a_new_value_of_a_relevant_setting_makes_a_new_result(kind, name):
@@ -417,7 +461,7 @@ def test_a_new_value_of_a_relevant_setting_makes_a_new_result(kind, name):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("gemma_only", name) for name in OTHER if name not in ("scored_split", "probe")]
-    + [("roberta_only", name) for name in ("fusion", "state_dropout", "projection_start", "probe")]
+    + [("roberta_only", name) for name in sorted(HYBRID | {"probe"})]
     + [("hybrid", "probe")],
 )
 def test_a_new_value_of_an_irrelevant_setting_makes_no_new_result(kind, name):

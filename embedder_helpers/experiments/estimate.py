@@ -23,9 +23,11 @@ from embedder_helpers.experiments.plan import Plan, Subset, select_rows
 from embedder_helpers.models.batching import (
     bucket_length,
     inference_batches,
+    paired_batches,
     sorted_batches,
     training_batches,
 )
+from embedder_helpers.models.embedder import EMBEDDING_TOKENS
 from embedder_helpers.models.gemma import (
     STREAMED_BATCHES,
     HiddenStateSpec,
@@ -40,11 +42,11 @@ from embedder_helpers.models.shapes import (
     preset_shape,
     training_bytes,
 )
+from embedder_helpers.models.text_model import is_traced_once
 from embedder_helpers.utils import environment, progress
 
 # Gemma 3's and RoBERTa's tokenizers on AmazonCounterfactual and Emotion: 4.6 … 5.1, and 1.5 … 3.
 LETTERS_PER_TOKEN, MORE_TOKENS = 4.7, 2
-EMBEDDING_TOKENS = 4096  # per batch, as in models.embedder
 
 # Fractions of a GPU's peak on paper that NVIDIA's own TensorFlow figures for BERT on a T4 reach,
 # 2.2 … 2.4 TFLOP/s in float32, 7.5 … 9.4 in float16. This project has measured no GPU.
@@ -261,13 +263,12 @@ def _sweep_parts(experiments: Sequence[Experiment], device: Device) -> list[_Par
         key = tuple(experiment.task_settings().values())
         task = tasks[key] = tasks.get(key) or load_task(experiment)
         plan = Plan(experiment, task, {}, {}, select_rows(experiment, task), Path())
-        texts = {subset: plan.texts(subset) for subset in plan.rows}
         if experiment.kind != "roberta_only":
             dtype = device.llm_dtype(experiment.llm_dtype)
             key = experiment.llm_preset, experiment.max_tokens, experiment.stream_blocks, dtype
-            forward_passes.setdefault(key, _ForwardPass(*key)).add(experiment, texts)
+            forward_passes.setdefault(key, _ForwardPass(*key)).add(plan)
         if experiment.kind != "gemma_only":
-            roberta.add(experiment, texts, len(task.classes))
+            roberta.add(plan)
         roberta.embedding.seconds += SCORING_SECONDS
     parts = [forward_pass.part(device) for forward_pass in forward_passes.values()]
     return parts + [part for part in (roberta.training, roberta.embedding) if part.is_needed()]
@@ -285,9 +286,9 @@ class _ForwardPass:
         self.specs: set[HiddenStateSpec] = set()
         self.limit = np.inf
 
-    def add(self, experiment: Experiment, texts: dict[Subset, list[str]]) -> None:
-        for subset in texts.values():
-            self.tokens |= {text: _count_tokens(text, experiment) for text in subset}
+    def add(self, plan: Plan) -> None:
+        experiment = plan.experiment
+        self.tokens |= {text: _count_tokens(text, experiment) for text in plan.texts()}
         self.specs |= set(hidden_state_specs(experiment, self.shape["num_layers"]))
         if experiment.states_gigabytes:
             self.limit = 1e9 * experiment.states_gigabytes
@@ -324,7 +325,11 @@ class _ForwardPass:
 
 
 class _Roberta:
-    """Training and embedding of the experiments that have a RoBERTa."""
+    """Training and embedding of the experiments that have a RoBERTa.
+
+    The contrastive loss, a product per pair of texts in a batch, and late fusion, a dense layer per
+    text, cost less than a thousandth of RoBERTa's layers, and are not counted.
+    """
 
     def __init__(self, device: Device):
         self.process = PROCESS_BYTES if device.is_cpu else 0.0
@@ -334,14 +339,15 @@ class _Roberta:
         self.embedding = _Part("embedding and scoring", device.training, "lower max_tokens")
         self.architectures: set[tuple] = set()
 
-    def add(self, experiment: Experiment, texts: dict[Subset, list[str]], num_classes: int) -> None:
+    def add(self, plan: Plan) -> None:
+        experiment = plan.experiment
         shape = preset_shape("slm_preset", experiment.slm_preset)
         positions = 2 if experiment.kind == "hybrid" and experiment.fusion == "prepend" else 1
         longest = positions * experiment.max_tokens
 
         def lengths(*subsets: Subset) -> np.ndarray:
-            chosen = (text for subset in subsets for text in texts[subset])
-            return np.array([positions * _count_tokens(text, experiment) for text in chosen])
+            texts = plan.texts(*subsets)
+            return np.array([positions * _count_tokens(text, experiment) for text in texts])
 
         def operations(batches: Iterable[tuple[int, int]]) -> float:
             """Of a forward pass of batches, each of a length and a number of texts."""
@@ -351,34 +357,45 @@ class _Roberta:
                 for length, count in batches
             )
 
-        def shuffled(subset: Subset) -> list[tuple[int, int]]:
-            generator, counts = np.random.default_rng(experiment.seed), lengths(subset)
-            rows = training_batches(counts, experiment.batch_size, generator)
-            return [(bucket_length(counts[batch].max(), longest), len(batch)) for batch in rows]
+        def shuffled(subset: Subset, is_paired: bool = False) -> list[tuple[int, int]]:
+            """Batches as `training.shuffled_batches` makes them."""
+            counts, size = lengths(subset), experiment.batch_size
+            generator = np.random.default_rng(experiment.seed)
+            if is_paired:
+                batches = paired_batches(counts, plan.labels(subset), size, generator)
+            else:
+                batches = training_batches(counts, size, generator)
+            padded = [int(counts[rows].max()) for rows in batches]
+            if not is_traced_once():
+                padded = [bucket_length(length, longest) for length in padded]
+            return list(zip(padded, map(len, batches), strict=True))
 
         embedded = lengths(Subset.PROTOCOL_TRAIN, Subset.EVAL)
-        batches = inference_batches(embedded, EMBEDDING_TOKENS, longest)
+        if is_traced_once():  # as Embedder.embed does
+            batches = sorted_batches(embedded, EMBEDDING_TOKENS)
+        else:
+            batches = inference_batches(embedded, EMBEDDING_TOKENS, longest)
         self.embedding.operations += operations((length, count) for _, length, count in batches)
         weights = count_weights(shape).embedding + shape["num_layers"] * count_weights(shape).layer
         self.embedding.memory = max(self.embedding.memory, self.process + 4.0 * weights)
         if not experiment.epochs:
             return
-        train = shuffled(Subset.TRAIN)
+        train = shuffled(Subset.TRAIN, experiment.objective == "contrastive")
         # A training step costs three forward passes.
         epoch = 3 * operations(train) + operations(shuffled(Subset.VALIDATION))
         self.training.operations += experiment.epochs * epoch
-        length = max(length for length, _ in train)
-        size = min(experiment.batch_size, len(texts[Subset.TRAIN]))
-        step = training_bytes(shape, size * length, length, self.value_bytes)
+        # The longest texts may be in a batch of the most texts in another epoch.
+        length, count = map(max, zip(*train, strict=True))
+        step = training_bytes(shape, count * length, length, self.value_bytes)
         self.training.memory = max(self.training.memory, self.process + step)
-        self._add_building(experiment, num_classes)
+        self._add_building(experiment, len(plan.task.classes))
 
     def _add_building(self, experiment: Experiment, num_classes: int) -> None:
         """Experiments that differ in nothing that shapes the model share a classifier."""
         names = ["kind", "slm_preset", "pooling"]
         if experiment.kind == "hybrid":
             names += ["llm_preset", "fusion", "projection", "state_dropout", "layer_pooling"]
-            names += ["final_norm"]
+            names += ["final_norm", "late_fusion"]
         several = len(experiment.llm_layers) if isinstance(experiment.llm_layers, tuple) else 1
         values = [getattr(experiment, name) for name in names]
         self.architectures.add((*values, several, num_classes, experiment.clip_norm))

@@ -8,11 +8,10 @@ import numpy as np
 
 from embedder_helpers.config import Experiment
 from embedder_helpers.experiments.plan import Plan
-from embedder_helpers.experiments.training import build_classifier
+from embedder_helpers.experiments.training import Classifier, build_classifier
 from embedder_helpers.models.architectures import architecture, build_embedder
 from embedder_helpers.models.embedder import Embedder
 from embedder_helpers.models.presets import Preset
-from embedder_helpers.models.text_model import TextModel
 
 
 class ReusableModels:
@@ -31,7 +30,7 @@ class ReusableModels:
         self._architecture: tuple[Any, ...] | None = None
         self._embedder: Embedder | None = None
         self._pretrained: list[np.ndarray] = []
-        self._classifier: TextModel | None = None
+        self._classifier: Classifier | None = None
         self._classifier_options: tuple[Any, ...] = ()
         gc.collect()  # Keras models hold reference cycles
 
@@ -68,7 +67,7 @@ class ReusableModels:
 
     def build_classifier(
         self, embedder: Embedder, classes: int, clip_norm: float | None
-    ) -> TextModel:
+    ) -> Classifier:
         """A classifier for `train_classifier`; the arguments are those of `build_classifier`.
 
         Args:

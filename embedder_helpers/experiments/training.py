@@ -16,9 +16,15 @@ from keras import ops
 
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
-from embedder_helpers.models.batching import ModelInputs, bucket_length, training_batches
+from embedder_helpers.experiments.losses import supervised_contrastive
+from embedder_helpers.models.batching import (
+    ModelInputs,
+    bucket_length,
+    paired_batches,
+    training_batches,
+)
 from embedder_helpers.models.layers import NEW_LAYERS, initialize
-from embedder_helpers.models.text_model import TextModel
+from embedder_helpers.models.text_model import TextModel, is_traced_once
 from embedder_helpers.utils import progress
 
 logger = logging.getLogger(__name__)
@@ -61,27 +67,70 @@ class TwoRateAdamW(keras.optimizers.AdamW):
         return grads_and_vars
 
 
+class Classifier(TextModel):
+    """An embedder's model under a classification head: `(logits, embeddings)` of a batch.
+
+    The loss is the cross-entropy of the logits plus the contrastive loss of the embeddings, times
+    its weight. That and the temperature are variables, so that one compiled step serves them all.
+
+    Attributes:
+        contrastive_weight: 0 for cross-entropy alone.
+        contrastive_temperature: temperature of the contrastive loss.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.contrastive_weight = keras.Variable(0.0, trainable=False, name="contrastive_weight")
+        self.contrastive_temperature = keras.Variable(
+            1.0, trainable=False, name="contrastive_temperature"
+        )
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):  # Keras's names
+        """The loss of a batch, a number."""
+        logits, embeddings = y_pred
+        cross_entropy = super().compute_loss(x, y, logits, sample_weight, training)
+        contrastive = supervised_contrastive(
+            y, embeddings, self.contrastive_temperature, sample_weight
+        )
+        return cross_entropy + self.contrastive_weight * contrastive
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Metrics of the logits, by names before which Keras 3.13 puts that of the output."""
+        metrics = super().compute_metrics(x, y, y_pred[0], sample_weight)
+        return {name.removeprefix("head_"): value for name, value in metrics.items()}
+
+
 def shuffled_batches(
     inputs: ModelInputs,
     labels: np.ndarray,
     batch_size: int,
     longest: int,
     generator: np.random.Generator,
+    is_paired: bool = False,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Batches of texts of similar length, padded to their bucket, in random order.
+    """Batches of texts of similar length, padded to the longest one, in random order.
 
     Args:
         inputs: token ids or hidden states, memory-mapped or not.
         labels: `(texts,)` class numbers.
         batch_size: texts per batch.
-        longest: positions of the longest bucket.
+        longest: positions of the longest bucket, to which texts are padded if shapes are compiled.
         generator: of the order.
+        is_paired: whether a label in a batch has two texts or more there.
 
     Yields:
         Model inputs and class numbers.
     """
-    for rows in training_batches(inputs.lengths, batch_size, generator):
-        length = bucket_length(inputs.lengths[rows].max(), longest)
+    if is_paired:
+        batches = paired_batches(inputs.lengths, labels, batch_size, generator)
+    else:
+        batches = training_batches(inputs.lengths, batch_size, generator)
+    for rows in batches:
+        length = int(inputs.lengths[rows].max())
+        if not is_traced_once():
+            length = bucket_length(length, longest)
         yield inputs.batch(rows, length, len(rows)), labels[rows].astype("int32")
 
 
@@ -102,7 +151,9 @@ class EpochLogger(keras.callbacks.Callback):
         logger.info("  epoch %d of %d: %s", epoch + 1, self.params["epochs"], metrics)
 
 
-def build_classifier(model: keras.Model, classes: int, clip_norm: float | None = None) -> TextModel:
+def build_classifier(
+    model: keras.Model, classes: int, clip_norm: float | None = None
+) -> Classifier:
     """The model with a classification head: dropout and a dense layer that returns logits.
 
     The head's initial weights are small, as BERT's are (Devlin et al. 2019): the few large
@@ -120,7 +171,7 @@ def build_classifier(model: keras.Model, classes: int, clip_norm: float | None =
     embedding = keras.layers.Dropout(HEAD_DROPOUT, name="head_dropout")(model.output)
     small = keras.initializers.TruncatedNormal(stddev=0.02)
     logits = keras.layers.Dense(classes, kernel_initializer=small, name="head")(embedding)
-    classifier = TextModel(model.input, logits)
+    classifier = Classifier(model.input, [logits, model.output])
     optimizer = TwoRateAdamW(clip_norm)
     if any(layer.compute_dtype == "float16" for layer in classifier.layers):
         # Small gradients vanish in float16; a step whose gradients overflow is skipped.
@@ -137,7 +188,7 @@ def build_classifier(model: keras.Model, classes: int, clip_norm: float | None =
 
 
 def train_classifier(
-    classifier: TextModel,
+    classifier: Classifier,
     train: tuple[ModelInputs, np.ndarray],
     validation: tuple[ModelInputs, np.ndarray],
     experiment: Experiment,
@@ -155,7 +206,7 @@ def train_classifier(
         classifier: returned by `build_classifier`.
         train: model inputs and their class numbers.
         validation: likewise; never trained on.
-        experiment: epochs, batch size, learning rates and seed.
+        experiment: objective, epochs, batch size, learning rates and seed.
         longest: positions of the classifier's longest input.
         work: operations in all, for the progress bar.
         callbacks: further callbacks, called at each epoch and training step.
@@ -181,7 +232,8 @@ def train_classifier(
         listeners.on_train_begin()
         for epoch in range(experiment.epochs):
             listeners.on_epoch_begin(epoch)
-            batches = shuffled_batches(*train, experiment.batch_size, longest, generator)
+            is_paired = experiment.objective == "contrastive"
+            batches = shuffled_batches(*train, experiment.batch_size, longest, generator, is_paired)
             metrics = _train_epoch(classifier, batches, rates, class_weights, listeners)
             fixed_order = np.random.default_rng(experiment.seed)
             batches = shuffled_batches(*validation, experiment.batch_size, longest, fixed_order)
@@ -201,8 +253,13 @@ def train_classifier(
     return history
 
 
-def _reset(classifier: TextModel, experiment: Experiment) -> None:
-    """Give the classifier a new head and a new optimizer, without building either again."""
+def _reset(classifier: Classifier, experiment: Experiment) -> None:
+    """Give the classifier its objective, a new head and optimizer, without building them again."""
+    weight, temperature = 0.0, 1.0  # a temperature that is not used must not overflow either
+    if experiment.objective == "contrastive":
+        weight, temperature = experiment.contrastive_weight, experiment.contrastive_temperature
+    classifier.contrastive_weight.assign(weight)
+    classifier.contrastive_temperature.assign(temperature)
     initialize([classifier.get_layer(name) for name in HEAD_LAYERS], experiment.seed)
     if keras.config.backend() == "torch":  # Keras's dropout draws from its global generator
         import torch
@@ -228,7 +285,7 @@ def learning_rate(step: int, steps: int, experiment: Experiment) -> float:
 
 
 def _train_epoch(
-    classifier: TextModel,
+    classifier: Classifier,
     batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray]],
     rates: Iterator[float],
     class_weights: np.ndarray | None,
@@ -253,7 +310,7 @@ def _train_epoch(
 
 
 def _evaluate(
-    classifier: TextModel, batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray]]
+    classifier: Classifier, batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray]]
 ) -> dict[str, float]:
     """Loss and accuracy over all texts."""
     metrics, sizes = [], []

@@ -20,7 +20,13 @@ from embedder_helpers.config import (
 )
 from embedder_helpers.errors import InputError
 from embedder_helpers.models import saving
-from embedder_helpers.models.batching import ModelInputs, MultiLayerStates, RaggedArray, fuse_inputs
+from embedder_helpers.models.batching import (
+    EMPTY,
+    ModelInputs,
+    MultiLayerStates,
+    RaggedArray,
+    fuse_inputs,
+)
 from embedder_helpers.models.embedder import Embedder
 from embedder_helpers.models.gemma import Gemma, hidden_state_specs
 from embedder_helpers.models.layers import (
@@ -29,6 +35,7 @@ from embedder_helpers.models.layers import (
     LayerPooling,
     Standardize,
     fuse_embeddings,
+    fuse_late,
     pool,
 )
 from embedder_helpers.models.presets import ROLES, Preset, find_presets
@@ -81,7 +88,7 @@ def architecture(experiment: Experiment, presets: dict[str, Preset]) -> tuple[An
     states = presets["llm_preset"].width, count, specs[0].dtype, experiment.layer_pooling
     fusion = experiment.fusion, FUSION_FUNCTIONS.get(experiment.fusion)
     projection = experiment.projection, experiment.projection_init(), experiment.state_dropout
-    return *common, *states, *fusion, *projection
+    return *common, *states, *fusion, *projection, experiment.late_fusion
 
 
 def load_embedder(
@@ -222,18 +229,24 @@ class Hybrid(RobertaOnly):
         states = keras.layers.Dropout(experiment.state_dropout, name="state_dropout")(states)
         embeddings = self.projection(states)
         mask, model_inputs = _tokens_input("mask"), {"inputs": inputs}
+        states_mask = mask
         if experiment.fusion != "replace":
             model_inputs["tokens"] = tokens = _tokens_input("tokens")
             own = self.roberta.token_embedding(ops.maximum(tokens, 0))
             embeddings = fuse_embeddings(experiment.fusion, embeddings, own, tokens)
-        states = ops.cast(encode_embeddings(self.roberta, embeddings, mask), "float32")
-        pooled = pool(states, mask, experiment.pooling)
+        if experiment.fusion == "prepend":
+            states_mask = mask * ops.cast(ops.equal(tokens, EMPTY), mask.dtype)
+        last_states = ops.cast(encode_embeddings(self.roberta, embeddings, mask), "float32")
+        pooled = pool(last_states, mask, experiment.pooling)
+        if experiment.late_fusion:
+            pooled = fuse_late(pooled, states, states_mask, slm_preset.width)
         self.model = TextModel(model_inputs | {"mask": mask}, pooled)
         self._check_weights(experiment.fusion)
 
         # === Config ===
         self.fusion = experiment.fusion
-        self.width, self.num_layers = slm_preset.width, slm_preset.num_layers
+        self.width = slm_preset.width * (2 if experiment.late_fusion else 1)
+        self.num_layers = slm_preset.num_layers
         self.prepare(experiment, presets)
 
     def prepare(self, experiment: Experiment, presets: dict[str, Preset]) -> None:
@@ -288,7 +301,8 @@ class Hybrid(RobertaOnly):
 
         Returns:
             The columns of `Embedder.predict`; `label_without_gemma`, the label of the same RoBERTa
-            and head for the text's own token embeddings; and `moved_by_gemma`, the total variation
+            and head for the text's own token embeddings (with late fusion beside the embedding of
+            an average hidden state); and `moved_by_gemma`, the total variation
             distance between the two class distributions, from 0 to 1. Costs one more forward pass
             of RoBERTa.
 
@@ -297,10 +311,22 @@ class Hybrid(RobertaOnly):
         """
         table = super().predict(texts)
         with_gemma = table[[f"p({label})" for label in self.head.classes]].to_numpy()
-        without = self.head.probabilities(self.without_gemma.encode(table["text"].tolist()))
+        embeddings = self.without_gemma.encode(table["text"].tolist())
+        without = self.head.probabilities(self._beside_average(embeddings))
         table["label_without_gemma"] = self.head.classes[without.argmax(-1)]
         table["moved_by_gemma"] = np.abs(with_gemma - without).sum(-1) / 2
         return table
+
+    def _beside_average(self, embeddings: np.ndarray) -> np.ndarray:
+        """RoBERTa's embeddings as the head expects them, without a word of Gemma's."""
+        if not self.experiment.late_fusion:
+            return embeddings
+        layers = [self.model.get_layer(name) for name in ("late_norm", "late_dense")]
+        average = np.zeros((1, self.presets["llm_preset"].width), "float32")  # standardized
+        for layer in layers:
+            average = layer(average)
+        average = np.repeat(ops.convert_to_numpy(average), len(embeddings), 0)
+        return np.concatenate([embeddings, average], 1)
 
     def initialize_projection(
         self, tokens: TokenizedTexts, states: RaggedArray | MultiLayerStates

@@ -268,3 +268,43 @@ def training_batches(
         batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     generator.shuffle(batches)
     return batches
+
+
+def paired_batches(
+    lengths: np.ndarray, labels: np.ndarray, batch_size: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """As `training_batches`, with no label alone in a batch unless it has a single text.
+
+    Texts of a label are paired with others of similar length, and a pair stays in one batch; of an
+    odd number of texts, three stay together. So a batch may have up to two more texts than
+    `batch_size`. From a `batch_size` of 5 there are exactly as many batches; of smaller ones, at
+    most as many.
+
+    Args:
+        lengths: `(texts,)` number of tokens of each text.
+        labels: `(texts,)` class numbers.
+        batch_size: texts per batch.
+        generator: of the order.
+    """
+    groups = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        for start in range(0, len(rows), 2 * batch_size):
+            pool = rows[start : start + 2 * batch_size]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            groups += np.split(pool, range(2, len(pool), 2))
+        if len(rows) % 2 and len(rows) > 1:
+            groups[-2:] = [np.concatenate(groups[-2:])]
+    order = generator.permutation(len(groups))
+    sizes = np.array([len(group) for group in groups])
+    longest = np.array([lengths[group].max() for group in groups])
+    pools = np.cumsum(sizes[order]) // (32 * batch_size)
+    order = order[np.lexsort((longest[order], pools))]
+    count = -(-len(labels) // batch_size)
+    number = (np.cumsum(sizes[order]) - sizes[order]) * count // len(labels)  # of each one's batch
+    batches = [
+        np.concatenate([groups[group] for group in batch])
+        for batch in np.split(order, np.flatnonzero(np.diff(number)) + 1)
+    ]
+    generator.shuffle(batches)
+    return batches

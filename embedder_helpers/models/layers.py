@@ -2,7 +2,8 @@
 
 In the order in which they are applied: `Standardize` and `LayerPooling` prepare the hidden states
 for the projection, `Gate` and `fuse_embeddings` turn projected hidden states into RoBERTa's input
-embeddings, and `pool` pools the last hidden states of the tokens into one embedding.
+embeddings, and `pool` pools the last hidden states of the tokens into one embedding, beside which
+`fuse_late` puts Gemma's own.
 
 Of the fusions, `replace` uses projected hidden states in place of token embeddings, as the original
 study did. `add` adds to each token's embedding the projected hidden state of the Gemma token in
@@ -25,7 +26,7 @@ from embedder_helpers.models.batching import EMPTY, MultiLayerStates, RaggedArra
 
 CHUNK = 64  # texts whose hidden states are read at a time
 # Names of layers that are not pretrained begin with one of these.
-NEW_LAYERS = ("standardise", "layer_pooling", "projection", "head")
+NEW_LAYERS = ("standardise", "layer_pooling", "projection", "late", "head")
 GATE_RATE = 30  # factor on a gate's weight, so that few training steps can move it far from 0
 
 
@@ -206,3 +207,22 @@ def pool(states: Any, mask: Any, pooling: str) -> Any:
     # last: the token whose right neighbor is padding, or the end of the batch
     following = ops.pad(real[:, 1:], [(0, 0), (0, 1), (0, 0)])
     return ops.sum(states * real * (1 - following), 1)
+
+
+def fuse_late(pooled: Any, states: Any, mask: Any, width: int) -> Any:
+    """RoBERTa's embedding with Gemma's beside it: `(texts, 2 * width)`.
+
+    Gemma's is the mean of its standardized hidden states through a layer norm and a dense layer;
+    of `add`, and of registered fusions, the mean over RoBERTa's tokens of the state that each is
+    aligned with. What the projection cannot carry through RoBERTa reaches the classifier this way.
+
+    Args:
+        pooled: RoBERTa's embeddings, `(texts, width)`.
+        states: standardized hidden states, `(texts, tokens, llm_width)`.
+        mask: `(texts, tokens)`, 1 where there is a hidden state.
+        width: width of RoBERTa's embeddings.
+    """
+    norm = keras.layers.LayerNormalization(dtype="float32", name="late_norm")
+    dense = keras.layers.Dense(width, dtype="float32", name="late_dense")
+    gemma = dense(norm(pool(ops.cast(states, "float32"), mask, "mean")))
+    return ops.concatenate([pooled, gemma], -1)

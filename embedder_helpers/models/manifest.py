@@ -121,7 +121,7 @@ def _check_consistency(manifest: Manifest) -> None:
         raise ValueError(f"presets has {show_list(manifest.presets)}, not those of its kind")
     if "llm_preset" in roles and experiment["llm_layers"] == "auto":
         raise ValueError("llm_layers is auto, but must be the layers that were selected")
-    if manifest.width != manifest.presets[roles[-1]]["width"]:
+    if manifest.width != manifest.presets[roles[-1]]["width"] * (1 + _is_late(experiment)):
         raise ValueError(f"width is {manifest.width}, not that of its pretrained model")
     if classes is not None and not (
         len(set(classes)) == len(classes) and len(set(map(type, classes))) == 1
@@ -132,6 +132,10 @@ def _check_consistency(manifest: Manifest) -> None:
         raise ValueError(f"files has no {min(missing)}")
     if manifest.result is not None:
         _check_against_result(experiment, manifest.result)
+
+
+def _is_late(experiment: Mapping[str, Any]) -> bool:
+    return experiment["kind"] == "hybrid" and experiment.get("late_fusion", False)
 
 
 def _check_against_result(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> None:

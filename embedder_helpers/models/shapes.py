@@ -94,26 +94,41 @@ def _count_layer(shape: dict[str, Any]) -> tuple[int, int]:
 
 
 def count_parameters(experiment: Experiment, last_cutoff: int | None) -> int | None:
-    """Count the weights that a text passes, in Gemma's kept layers and in RoBERTa.
-
-    Embeddings are included; the projection, less than a hundredth of them, is not.
+    """Count the weights that a text passes, in Gemma's kept layers, RoBERTa and what joins them.
 
     Args:
-        experiment: settings: kind and presets.
+        experiment: settings: kind, presets, cutoffs and fusion.
         last_cutoff: number of Gemma's layers that are kept; None for RoBERTa alone.
 
     Returns:
         The count; None if the shape of a preset is unknown.
     """
-    total = 0
+    total, widths = 0, []
     for role in ROLES[experiment.kind]:
         try:
             shape = preset_shape(role, getattr(experiment, role))
         except InputError:
             return None
+        widths.append(shape["hidden_dim"])
         num_layers = last_cutoff if role == "llm_preset" else shape["num_layers"]
         weights = count_weights(shape)
         total += weights.embedding + num_layers * weights.layer
+    return total + (_count_joint_weights(experiment, *widths) if len(widths) == 2 else 0)
+
+
+def _count_joint_weights(experiment: Experiment, llm_width: int, slm_width: int) -> int:
+    """How many weights lie between Gemma and RoBERTa; a registered fusion may have more."""
+    layers = experiment.llm_layers
+    num_cutoffs = len(layers) if isinstance(layers, tuple) else 1
+    total = 2 * num_cutoffs * llm_width + (llm_width + 1) * slm_width  # standardization, projection
+    if num_cutoffs > 1 and experiment.layer_pooling == "learned":
+        total += num_cutoffs
+    if experiment.projection == "mlp":
+        total += (llm_width + 1) * slm_width + (slm_width + 1) * slm_width
+    if experiment.fusion == "add" and experiment.projection_init() == "ridge":
+        total += 1  # the gate
+    if experiment.late_fusion:
+        total += 2 * llm_width + (llm_width + 1) * slm_width
     return total
 
 

@@ -9,6 +9,11 @@ LABELS = ((None,), "int32")  # shape and dtype of a batch's class numbers
 TEXT_WEIGHTS = ((None,), "float32")  # and of its texts' weights
 
 
+def is_traced_once() -> bool:
+    """Whether one compiled function serves batches of every shape, so that padding is waste."""
+    return keras.config.backend() != "jax"
+
+
 class TextModel(keras.Model):
     """A functional model with inputs `(texts, tokens, …)`, traced once per purpose on TensorFlow.
 

@@ -1,7 +1,8 @@
 """The model card of a saved embedder: the README.md of a hub.
 
 Written from `embedder.json` and the results beside it alone; what they do not hold is said to be
-unknown. `model_card.md` is its template; uploading is left to `publish`.
+unknown. `model_card.md` is its template, `description` has its sentences on the embedder; uploading
+is left to `publish`.
 """
 
 import json
@@ -16,8 +17,6 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from embedder_helpers.builtin import BUILTIN_PRESETS
 from embedder_helpers.config import settings, stored_experiment
-from embedder_helpers.data.files import FORMATS
-from embedder_helpers.data.tasks import LOCAL_SUFFIX
 from embedder_helpers.models.saving import Manifest
 from embedder_helpers.results import comparison
 from embedder_helpers.results.data_sets import (
@@ -35,6 +34,11 @@ from embedder_helpers.results.formats import (
 from embedder_helpers.results.leaderboard import uses_mteb_protocol
 from embedder_helpers.results.naming import is_validation_score
 from embedder_helpers.results.result import Result
+from embedder_helpers.sharing.description import (
+    describe_data,
+    describe_embedder,
+    describe_gemma_source,
+)
 from embedder_helpers.sharing.licenses import (
     GEMMA,
     GEMMA_TERMS,
@@ -46,8 +50,6 @@ from embedder_helpers.sharing.licenses import (
 )
 
 TEMPLATE = Path(__file__).with_suffix(".md")  # for string.Template; Jinja is not required
-MAX_LABELS = 12  # listed in the card; a task may have hundreds
-MAX_LABEL = 60  # letters
 MAX_NOTES = 12
 
 # How to download the folder from each hub: the client, and its call; `{name}` is `owner/model`.
@@ -55,13 +57,6 @@ DOWNLOADS = {
     "hf": ("huggingface_hub", 'snapshot_download("{name}")'),
     "kaggle": ("kagglehub", 'model_download("{name}/keras/default")'),
 }
-DESCRIPTIONS = {
-    "roberta_only": "{roberta} encodes a text",
-    "gemma_only": "{gemma} reads a text",
-    "hybrid": "{gemma} reads a text; a projection maps its hidden states into RoBERTa's embedding "
-    "space, where they {fusion} RoBERTa's own token embeddings; {roberta} encodes the result",
-}
-FUSION_VERBS = {"replace": "replace", "add": "are added to", "prepend": "are prepended to"}
 
 SUBSETS = {"fit": "training", "watched": "validation", "scored": "evaluation"}
 
@@ -90,13 +85,13 @@ def model_card(manifest: Manifest, results: Sequence[Result], hub: str, name: st
     text = template.substitute(
         _result_values(result, comparable_results(result, results)) if result else {},
         title=name.split("/")[1],
-        about=f"{_description(manifest, result)} {_training(manifest, result)}",
+        about=describe_embedder(manifest, result),
         repository=REPOSITORY,
         client=client,
         download=download.format(name=name),
         width=manifest.width,
         predict=predict if manifest.classes else "",
-        gemma=_gemma_source(manifest),
+        gemma=describe_gemma_source(manifest),
         parts=_parts(manifest),
         max_tokens=manifest.experiment["max_tokens"],
         limitations=_bullets(_limitations(manifest, result)),
@@ -173,75 +168,6 @@ def _split(result: Result) -> str:
     return "validation" if is_validation_score(result) else "test"
 
 
-# === Description ===
-
-
-def _description(manifest: Manifest, result: Result | None) -> str:
-    experiment = manifest.experiment
-    names = {role: markdown_code(preset["name"]) for role, preset in manifest.presets.items()}
-    cutoffs = experiment["llm_layers"]
-    cutoffs = cutoffs if isinstance(cutoffs, list) else [cutoffs]
-    layers = f"frozen, truncated after layer {max(cutoffs)}"
-    layers += f" of {result.num_layers}" if result else ""
-    if len(cutoffs) > 1:
-        layers += f", hidden states after layers {', '.join(map(str, cutoffs))} pooled"
-    description = DESCRIPTIONS[experiment["kind"]].format(
-        roberta=f"RoBERTa ({names.get('slm_preset')})",
-        gemma=f"Gemma ({names.get('llm_preset')}, {layers})",
-        fusion=FUSION_VERBS.get(experiment["fusion"], "are combined with"),
-    )
-    return (
-        f"{'An English' if result and is_english(result) else 'A'} text embedder: {description}. "
-        f"The embedding, {manifest.width} numbers, is the last hidden states pooled over tokens by "
-        f"{markdown_code(experiment['pooling'])}."
-    )
-
-
-def _training(manifest: Manifest, result: Result | None) -> str:
-    """What was trained, and the labels of the head."""
-    labels = manifest.classes or []
-    if result is None:
-        training = "What it was trained on was not saved with it."
-    elif result.history:
-        layers = "The projection, " if manifest.experiment["kind"] == "hybrid" else ""
-        training = f"{layers}RoBERTa and a classification head were trained on {_data(result)}."
-    elif labels:
-        training = f"Only a classification head was trained, on {_data(result)}."
-    else:
-        training = "Nothing in it was trained."
-    if not labels:
-        return training
-    listed = [markdown_code(str(label), MAX_LABEL) for label in labels[:MAX_LABELS]]
-    listed += ["…"] * (len(labels) > MAX_LABELS)
-    return f"{training} It classifies texts into {len(labels)} classes: {', '.join(listed)}."
-
-
-def _data(result: Result) -> str:
-    """The data of a result: a task's name, or that local files are no task."""
-    name = result.task["name"]
-    if data_source(result) != "local" or mteb_task(result):
-        return escape_markdown(name)
-    name = name.removesuffix(LOCAL_SUFFIX)
-    kind = "file" if Path(name).suffix in FORMATS else "folder"
-    return f"data of one's own (a local {kind} named {markdown_code(name)})"
-
-
-def _gemma_source(manifest: Manifest) -> str:
-    """Where Gemma's weights come from."""
-    if "llm_preset" not in manifest.presets:
-        return "No other model is needed."
-    if manifest.contains_gemma:
-        return "The truncated Gemma is in the folder: using it is subject to Gemma's terms (below)."
-    name = manifest.experiment["llm_preset"]
-    if name in BUILTIN_PRESETS:
-        return f"`{name}` comes with the package: nothing else is downloaded."
-    return (
-        f"Gemma's weights are not in the folder: `load_embedder` downloads {markdown_code(name)}, "
-        "for which your account must have accepted Gemma's terms; or give a folder that holds "
-        "them: `eh.load_embedder(folder, llm_preset=…)`."
-    )
-
-
 # === Scores, data and settings ===
 
 
@@ -254,7 +180,7 @@ def _result_values(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     values = {name: value for name, value in values.items() if not known[name].fingerprinted}
     samples = values["samples_per_label"] = result.task.get("samples_per_label")
     return {
-        "task": _data(result),
+        "task": describe_data(result),
         "split": _split(result),
         "runs": len(result.scores_per_experiment),
         "samples": samples,
@@ -360,8 +286,8 @@ def _limitations(manifest: Manifest, result: Result | None) -> Iterator[str]:
         yield f"Number of the task's texts that were truncated: {result.truncated}."
     if result and result.history:
         yield (
-            f"It was trained on {_data(result)}, which it is scored on: compare it with models "
-            "that were too, and expect lower scores on other tasks."
+            f"It was trained on {describe_data(result)}, which it is scored on: compare it with "
+            "models that were too, and expect lower scores on other tasks."
         )
     if manifest.classes:
         yield "The head's class probabilities are not calibrated."

@@ -20,7 +20,7 @@ from embedder_helpers.results.data_sets import (
 )
 from embedder_helpers.results.formats import write_text
 from embedder_helpers.results.leaderboard import uses_mteb_protocol
-from embedder_helpers.results.naming import is_validation_score
+from embedder_helpers.results.naming import is_validation_score, relevant_settings
 from embedder_helpers.results.result import Result
 from embedder_helpers.utils.files import writable_folder
 
@@ -65,8 +65,11 @@ def write_mteb_results(results: Mapping[str, Result], folder: str | Path, org: s
 
 
 def model_name(result: Result) -> str:
-    """`gemma3_270m-k10-roberta_6l_384-add-seed33`: parts that a hub's address may hold."""
-    experiment, parts = result.experiment, []
+    """`gemma3_270m-k10-roberta_6l_384-add-late-contrastive-seed33`: what a hub's address may hold.
+
+    The loss is named unless it is cross-entropy alone, as it was before there were others.
+    """
+    experiment, settings, parts = result.experiment, relevant_settings(result), []
     for role in ("llm_preset", "slm_preset"):
         if role in result.inputs:
             # A Kaggle handle ends in its version, which is not a name.
@@ -75,7 +78,9 @@ def model_name(result: Result) -> str:
             if role == "llm_preset":
                 parts.append("k" + "+".join(map(str, result.cutoffs)))
     if experiment["kind"] == "hybrid":
-        parts.append(experiment["fusion"])
+        parts += [experiment["fusion"], *["late"] * settings["late_fusion"]]
+    if settings.get("objective") == "contrastive":
+        parts.append("contrastive")
     if experiment["kind"] != "gemma_only":
         parts.append(f"seed{experiment['seed']}" if result.history else "untrained")
     return re.sub(r"[^\w.-]+", ".", "-".join(parts), flags=re.ASCII)[:MAX_NAME]

@@ -9,7 +9,7 @@ from embedder_helpers.config import Experiment
 from embedder_helpers.experiments import estimate
 from embedder_helpers.experiments.estimate import Device, estimate_cost
 from embedder_helpers.models.presets import find_preset
-from embedder_helpers.models.shapes import count_weights, preset_shape
+from embedder_helpers.models.shapes import count_weights, preset_shape, training_bytes
 from embedder_helpers.utils import environment, progress
 
 DEVICE = Device(float32=2e12, half=0, half_dtype="", training=1e12, memory=1e9)
@@ -148,6 +148,47 @@ def test_a_model_is_built_once_for_each_architecture(experiment):
     row = part(estimate_cost(both, DEVICE), "training")
     seconds = row["hours"] * 3600 - row["TFLOP"] / (DEVICE.training / 1e12)
     assert seconds == pytest.approx(2 * estimate.BUILDING_SECONDS)
+
+
+@pytest.fixture
+def six_texts(tmp_path):
+    """Makes an experiment of one epoch on six training texts of 13 tokens, three of each label."""
+    (tmp_path / "task").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = "".join(f"{'ab'[i % 2] * 54},{i % 2}\n" for i in range(6))
+        (tmp_path / "task" / f"{split}.csv").write_text(f"text,label\n{rows}")
+
+    def made(**settings):
+        settings = {"kind": "roberta_only", "epochs": 1, "batch_size": 2} | settings
+        return Experiment(task=str(tmp_path / "task"), samples_per_label=2, **settings)
+
+    return made
+
+
+@pytest.mark.parametrize("is_traced_once, length", [(True, 13), (False, 16)])
+def test_texts_are_padded_to_a_bucket_only_where_every_shape_is_compiled(
+    six_texts, monkeypatch, is_traced_once, length
+):
+    monkeypatch.setattr(estimate, "is_traced_once", lambda: is_traced_once)
+    table = estimate_cost([six_texts()], DEVICE)
+    shape = preset_shape("slm_preset", "tiny_roberta")
+    text = estimate.forward_operations(shape, length, shape["num_layers"], length) / 1e12
+    assert part(table, "training")["TFLOP"] == pytest.approx((3 * 6 + 6) * text)
+    embedded = part(table, "embedding")["TFLOP"] / text
+    # Twelve texts, in a batch whose number of texts is compiled too.
+    assert embedded == pytest.approx(12 if is_traced_once else 16)
+
+
+def test_a_contrastive_step_holds_the_texts_that_stay_with_their_label(six_texts):
+    """Three texts of a label stay together, one more than the batch size."""
+    alone, paired = (
+        part(estimate_cost([six_texts(objective=objective)], DEVICE), "training")
+        for objective in ("cross_entropy", "contrastive")
+    )
+    shape = preset_shape("slm_preset", "tiny_roberta")
+    more = training_bytes(shape, 3 * 13, 13) - training_bytes(shape, 2 * 13, 13)
+    assert (paired["memory GB"] - alone["memory GB"]) * 1e9 == pytest.approx(more)
+    assert paired["TFLOP"] == pytest.approx(alone["TFLOP"])
 
 
 def test_operations_are_two_per_weight_and_those_of_attention():

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 import threadpoolctl
 from made_task import experiment, write_task
 
+from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import reuse
 from embedder_helpers.experiments.plan import plan_experiment
 from embedder_helpers.experiments.reuse import ReusableModels, by_architecture
-from embedder_helpers.experiments.run import run_experiment
+from embedder_helpers.experiments.run import run_experiment, train_embedder
+from embedder_helpers.models.architectures import build_embedder
 from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.models.layers import FUSION_FUNCTIONS
 from embedder_helpers.models.text_model import TextModel
@@ -35,6 +38,7 @@ ARCHITECTURES = {
     "roberta_only": {"kind": "roberta_only", "patience": 1},
     "replace": {"fusion": "replace", "state_dropout": 0.1},
     "add": {"fusion": "add", "state_dropout": 0.1, "patience": 1},
+    "late": {"fusion": "add", "late_fusion": True, "objective": "contrastive"},
 }
 BEFORE = {"seed": 1, "llm_layers": 1, "epochs": 1, "batch_size": 5, "learning_rate": 2e-3}
 AFTER = {"seed": 2, "llm_layers": 2, "epochs": 3}
@@ -103,6 +107,66 @@ def test_a_result_is_that_of_a_new_process_bit_for_bit(name, task, cache, tmp_pa
     assert json.loads(json.dumps(again)) == outcome_in_a_new_process(settings, cache, tmp_path)
 
 
+class DisturbingCache(HiddenStateCache):
+    """A cache that, before training, draws random numbers and builds another embedder."""
+
+    def get_or_compute(self, *given):
+        """As ever, after the disturbance."""
+        keras.utils.set_random_seed(random.getrandbits(31))
+        np.random.normal(size=3)
+        keras.random.normal((3,))
+        keras.layers.Dense(3).build((None, 2))
+        if keras.config.backend() == "tensorflow":
+            import tensorflow as tf
+
+            tf.random.normal((3,))
+        build_embedder(Experiment(llm_layers=3, fusion="prepend", seed=5))
+        return super().get_or_compute(*given)
+
+
+def trained_weights(settings, cache):
+    embedder = train_embedder(plan_experiment(settings, None), cache)
+    weights = [*embedder.model.get_weights(), embedder.head.kernel, embedder.head.bias]
+    return [array.tobytes() for array in weights]
+
+
+@pytest.mark.slow
+def test_a_seed_alone_decides_what_a_training_leaves(task, tmp_path):
+    settings = ARCHITECTURES["late"] | {"llm_layers": 1, "epochs": 1, "batch_size": 6}
+    settings = experiment(task, **settings)
+    computed = trained_weights(settings, HiddenStateCache(tmp_path / "states"))
+    assert trained_weights(settings, HiddenStateCache(tmp_path / "states")) == computed  # read
+    assert trained_weights(settings, DisturbingCache(tmp_path / "others")) == computed
+
+
+def initial_state(settings):
+    """Weights and random states of the layers that hybrids share, by layer and order."""
+    embedder = build_embedder(settings)
+    names = "projection", "state_dropout", "embeddings_dropout", "transformer_layer"
+    layers = [layer for layer in embedder.model.layers if layer.name.startswith(names)]
+    return {
+        (layer.name, number): keras.ops.convert_to_numpy(variable)
+        for layer in [*layers, *embedder.projection.layers]
+        for number, variable in enumerate(layer.variables)
+    }
+
+
+def test_what_a_layer_starts_with_depends_on_the_seed_and_its_name_alone(task):
+    common = {"fusion": "add", "projection": "mlp", "projection_start": "random"}
+    common |= {"state_dropout": 0.1}
+    others = {"late_fusion": True, "batch_size": 3, "llm_layers": (1, 2), "pooling": "max"}
+    one, other, another = (
+        initial_state(experiment(task, **common | settings))
+        for settings in ({}, others, {"seed": 5})
+    )
+    assert one.keys() == other.keys()
+    for place, state in one.items():
+        np.testing.assert_array_equal(state, other[place], str(place))
+    differing = {place[0] for place, state in one.items() if (state != another[place]).any()}
+    drawn = {"projection_linear", "projection_hidden", "state_dropout", "transformer_layer_0"}
+    assert drawn < differing
+
+
 @on_tensorflow
 def test_the_second_experiment_of_an_architecture_builds_and_traces_nothing(
     task, cache, traced, monkeypatch
@@ -113,7 +177,8 @@ def test_the_second_experiment_of_an_architecture_builds_and_traces_nothing(
     traced.clear()
     monkeypatch.delattr(reuse, "build_embedder")
     monkeypatch.delattr(reuse, "build_classifier")
-    outcome(experiment(task, **AFTER, max_tokens=20, warmup=0.5, class_weights=True), cache, models)
+    others = {"max_tokens": 20, "warmup": 0.5, "class_weights": True, "objective": "contrastive"}
+    outcome(experiment(task, **AFTER, **others), cache, models)
     assert not traced
 
 
@@ -133,7 +198,8 @@ def test_a_number_of_classes_has_a_classifier_of_its_own(task):
     embedder = models.build_embedder(plan.experiment, plan.presets)
     two = models.build_classifier(embedder, 2, 1.0)
     assert models.has_classifier(plan) and models.build_classifier(embedder, 2, 1.0) is two
-    assert models.build_classifier(embedder, 3, 1.0).output.shape == (None, 3)
+    logits, embeddings = models.build_classifier(embedder, 3, 1.0).output
+    assert logits.shape == (None, 3) and embeddings.shape == (None, 128)
     assert models.build_classifier(embedder, 3, None) is not two
     assert not models.has_classifier(plan)
 

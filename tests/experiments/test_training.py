@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from reference_contrastive import brute_force
 
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
@@ -22,7 +23,7 @@ from embedder_helpers.experiments.training import (
     train_classifier,
 )
 from embedder_helpers.models.batching import MultiLayerStates, bucket_length, from_lengths
-from embedder_helpers.models.layers import LayerPooling
+from embedder_helpers.models.layers import LayerPooling, initialize
 from embedder_helpers.models.projection import build_projection
 from embedder_helpers.models.text_model import TextModel
 from embedder_helpers.utils import progress
@@ -47,12 +48,12 @@ def mean_model(width=4, dtype="float32"):
     return keras.Model({"inputs": inputs, "mask": mask}, output)
 
 
-def separable_texts(count, seed):
-    """Hidden states whose first feature depends on the class, and the classes."""
+def separable_texts(count, seed, shift=3.0):
+    """Hidden states whose first feature is shifted up or down by the class, and the classes."""
     labels = np.arange(count) % 2
     states = random_states([4] * count, seed=seed)
     values = states.values.reshape(count, 4, 4).copy()
-    values[:, :, 0] += 3 * (2 * labels[:, None] - 1)
+    values[:, :, 0] += shift * (2 * labels[:, None] - 1)
     return from_lengths(values.reshape(-1, 4), [4] * count), labels
 
 
@@ -75,6 +76,11 @@ def train(classifier=None, epochs=4, work=0.0, texts=None, **settings):
     texts = texts or separable_texts(64, 1)
     history = train_classifier(classifier, texts, separable_texts(24, 2), experiment, 256, work)
     return classifier, history
+
+
+def logits_of(classifier, inputs):
+    logits, _ = classifier(inputs)
+    return ops.convert_to_numpy(logits)
 
 
 def recorded(train_on_batch, batches):
@@ -119,20 +125,27 @@ def batches_of(lengths, longest=256, batch_size=3, seed=33):
     return list(shuffled_batches(random_states(lengths), labels, batch_size, longest, generator))
 
 
-def test_batches_hold_every_text_once_padded_to_the_bucket():
+@pytest.fixture(params=["longest", "bucket"])
+def padded_length(request, monkeypatch):
+    """The function from a batch's longest text to its length, on backends of either kind."""
+    monkeypatch.setattr(training, "is_traced_once", lambda: request.param == "longest")
+    return int if request.param == "longest" else bucket_length
+
+
+def test_batches_hold_every_text_once_padded_to_the_longest_or_its_bucket(padded_length):
     batches = batches_of(LENGTHS)
     rows = np.concatenate([labels for _, labels in batches])
     assert sorted(rows.tolist()) == list(range(len(LENGTHS)))
     for inputs, labels in batches:
-        assert inputs["inputs"].shape[1] == bucket_length(max(LENGTHS[row] for row in labels))
+        assert inputs["inputs"].shape[1] == padded_length(max(LENGTHS[row] for row in labels))
         assert inputs["mask"].sum(1).tolist() == [LENGTHS[row] for row in labels]
 
 
-def test_batches_of_several_cutoffs_have_an_axis_for_them():
+def test_batches_of_several_cutoffs_have_an_axis_for_them(padded_length):
     layers = random_states(LENGTHS, seed=0), random_states(LENGTHS, seed=1)
     states, rows = MultiLayerStates(layers), np.arange(len(LENGTHS))
     inputs, rows = next(shuffled_batches(states, rows, 3, 256, np.random.default_rng(33)))
-    length = bucket_length(max(LENGTHS[row] for row in rows))
+    length = padded_length(max(LENGTHS[row] for row in rows))
     assert inputs["inputs"].shape == (3, length, 2, 4) and inputs["mask"].shape == (3, length)
     for cutoff, layer in enumerate(layers):
         states = inputs["inputs"][0, : LENGTHS[rows[0]], cutoff]
@@ -152,7 +165,7 @@ def test_every_epoch_has_another_order(trained):
     assert sorted(first) == sorted(second) and first != second
 
 
-def test_no_batch_is_padded_beyond_the_longest_possible_text():
+def test_no_batch_is_padded_beyond_the_longest_possible_text(padded_length):
     batches = batches_of([90, 95], longest=95, batch_size=2)
     assert batches[0][0]["inputs"].shape[1] == 95
 
@@ -223,7 +236,7 @@ def test_the_metrics_of_an_epoch_are_means_over_its_texts():
     still = {"learning_rate": 1e-9, "projection_learning_rate": 1e-9, "epochs": 1}
     classifier, (epoch,) = train(batch_size=7, **still)  # the last batch has three texts
     (inputs, labels), *_ = whole_validation()
-    logits = ops.convert_to_numpy(classifier(inputs)).astype("float64")
+    logits = logits_of(classifier, inputs).astype("float64")
     losses = np.logaddexp.reduce(logits, -1) - logits[np.arange(24), labels]
     assert epoch["val_loss"] == pytest.approx(losses.mean(), rel=1e-4)
     assert epoch["val_accuracy"] == pytest.approx((logits.argmax(-1) == labels).mean())
@@ -261,21 +274,38 @@ def test_a_validation_loss_that_is_not_finite_is_an_error_too(monkeypatch):
 # A classifier that is trained again
 
 
+OBJECTIVES = {
+    "cross_entropy": {},
+    "contrastive": {"objective": "contrastive"},
+    "another contrastive": {
+        "objective": "contrastive", "contrastive_weight": 0.3, "contrastive_temperature": 0.7,
+    },
+}  # fmt: skip
+
+
+def assert_same_weights(one, other):
+    for ours, theirs in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
-def test_a_classifier_that_was_trained_before_trains_as_a_new_one(dtype):
-    fresh, history = train(new_classifier(dtype), epochs=2, patience=1)
+def test_a_classifier_that_was_trained_before_trains_as_a_new_one(dtype, objective):
+    settings = {"epochs": 2, "patience": 1} | OBJECTIVES[objective]
+    fresh, history = train(new_classifier(dtype), **settings)
     used = new_classifier(dtype)
     encoder = used.get_layer("encoder")
     pretrained = encoder.get_weights()
-    train(used, epochs=3, batch_size=5, learning_rate=0.1, seed=2, class_weights=True)
+    before = {"epochs": 3, "batch_size": 5, "learning_rate": 0.1, "seed": 2, "class_weights": True}
+    for other in OBJECTIVES.keys() - {objective}:
+        train(used, **before | OBJECTIVES[other])
     encoder.set_weights(pretrained)
-    _, again = train(used, epochs=2, patience=1)
+    _, again = train(used, **settings)
     assert again == history
-    for one, other in zip(used.get_weights(), fresh.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert_same_weights(used, fresh)
 
 
-def test_a_training_of_other_shapes_rates_and_lengths_traces_nothing(monkeypatch):
+def test_a_training_of_other_shapes_rates_lengths_and_objectives_traces_nothing(monkeypatch):
     classifier, traced = new_classifier(), []
     for name in ("train_step", "test_step"):
         step = getattr(TextModel, name)
@@ -288,8 +318,122 @@ def test_a_training_of_other_shapes_rates_and_lengths_traces_nothing(monkeypatch
     traced.clear()
     texts = random_states(LENGTHS, seed=3), np.arange(len(LENGTHS)) % 2
     train(classifier, texts=texts, batch_size=3, learning_rate=0.002, warmup=0.5, epochs=2)
+    train(classifier, texts=texts, batch_size=4, **OBJECTIVES["another contrastive"], epochs=2)
     if keras.config.backend() == "tensorflow":
         assert not traced
+
+
+# Objectives
+
+# Steps this small change nothing, so the losses are those of the initial weights.
+STILL = {"learning_rate": 1e-30, "projection_learning_rate": 1e-30, "epochs": 1}
+
+
+def plain_training(experiment, texts):
+    """A training by cross-entropy as Keras itself does it: its losses and the trained model."""
+    model, steps = new_classifier(), -(-len(texts[1]) // experiment.batch_size)
+    plain = keras.Model(model.input, model.output[0])
+    initialize([plain.get_layer(name) for name in ("head_dropout", "head")], experiment.seed)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    plain.compile(TwoRateAdamW(1.0), loss, jit_compile=False)
+    plain.optimizer.build(plain.trainable_variables)
+    plain.optimizer.rate_factor.assign(
+        experiment.projection_learning_rate / experiment.learning_rate
+    )
+    order = np.random.default_rng(experiment.seed)
+    losses = []
+    for step, batch in enumerate(shuffled_batches(*texts, experiment.batch_size, 256, order)):
+        plain.optimizer.learning_rate = learning_rate(step, steps, experiment)
+        plain.reset_metrics()
+        losses.append(float(plain.train_on_batch(*batch)))
+    return losses, plain
+
+
+def test_cross_entropy_alone_is_kerass_own_bit_for_bit():
+    texts = separable_texts(64, 1)
+    classifier, (epoch,) = train(epochs=1, texts=texts)
+    settings = {"learning_rate": 0.01, "projection_learning_rate": 0.02, "batch_size": 8, "seed": 1}
+    losses, plain = plain_training(Experiment(epochs=1, **settings), texts)
+    assert epoch["loss"] == np.mean(losses)
+    for layer in plain.layers:
+        assert_same_weights(classifier.get_layer(layer.name), layer)
+
+
+def test_cross_entropy_alone_ignores_the_settings_of_the_contrastive_loss():
+    one, history = train(epochs=1)
+    extreme = {"contrastive_weight": 1e30, "contrastive_temperature": 1e-300}
+    other, again = train(epochs=1, **extreme)
+    assert again == history
+    assert_same_weights(one, other)
+
+
+@pytest.mark.parametrize("class_weights", [False, True])
+@pytest.mark.parametrize("objective", ["contrastive", "another contrastive"])
+def test_the_contrastive_loss_of_the_embeddings_is_added_times_its_weight(
+    objective, class_weights, monkeypatch
+):
+    monkeypatch.setattr(training, "HEAD_DROPOUT", 0.0)
+    texts, validation = unbalanced_texts(), separable_texts(24, 2)
+    settings = STILL | {"texts": texts, "batch_size": 128, "class_weights": class_weights}
+    classifier, (plain,) = train(**settings)
+    _, (both,) = train(**settings | OBJECTIVES[objective])
+    chosen, weights = Experiment(**OBJECTIVES[objective]), np.ones(64)
+    if class_weights:
+        weights = training._class_weights(texts[1])[texts[1]]
+    for name, split, text_weights in (("loss", texts, weights), ("val_loss", validation, None)):
+        _, embeddings = classifier(split[0].batch(range(len(split[1])), 4, len(split[1])))
+        values = ops.convert_to_numpy(embeddings), chosen.contrastive_temperature, text_weights
+        expected = chosen.contrastive_weight * brute_force(split[1], *values)
+        assert both[name] - plain[name] == pytest.approx(expected, rel=1e-4) and expected > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_training_with_the_contrastive_loss_learns_and_reports_finite_numbers(dtype):
+    settings = OBJECTIVES["contrastive"] | {"class_weights": True}
+    _, history = train(new_classifier(dtype), texts=unbalanced_texts(), **settings)
+    assert np.isfinite([list(epoch.values()) for epoch in history]).all()
+    assert history[-1]["val_accuracy"] > 0.9
+
+
+def spread(classifier):
+    """The mean of 1 less the cosine of two validation texts of a class."""
+    (inputs, labels), *_ = whole_validation()
+    embeddings = ops.convert_to_numpy(classifier(inputs)[1])
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    is_pair = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
+    return (1 - unit @ unit.T)[is_pair].mean()
+
+
+def test_the_contrastive_loss_makes_classes_more_compact_than_cross_entropy_alone(trained):
+    contrastive, _ = train(**OBJECTIVES["contrastive"])
+    assert spread(contrastive) < 0.9 * spread(trained.classifier)
+
+
+def test_no_label_is_alone_in_a_step_with_the_contrastive_loss(monkeypatch):
+    classifier, counts = new_classifier(), []
+    train_on_batch = classifier.train_on_batch
+
+    def record(inputs, labels, *others, **options):
+        counts.append(np.bincount(labels, minlength=2).tolist())
+        return train_on_batch(inputs, labels, *others, **options)
+
+    monkeypatch.setattr(classifier, "train_on_batch", record)
+    settings = OBJECTIVES["contrastive"] | {"epochs": 2, "batch_size": 6}
+    train(classifier, texts=unbalanced_texts(), **settings)
+    assert np.sum(counts, 0).tolist() == [2 * 56, 2 * 8]
+    assert not any(1 in count for count in counts)
+
+
+def test_the_initial_head_depends_on_the_seed_alone():
+    def head(classifier=None, **settings):
+        return train(classifier, **STILL | settings)[0].get_layer("head").get_weights()[0]
+
+    random.seed(7)
+    drawn = build_classifier(mean_model(), 2)
+    drawn.predict_on_batch(next(whole_validation())[0])
+    others = {"batch_size": 5, "class_weights": True, "warmup": 0.0} | OBJECTIVES["contrastive"]
+    np.testing.assert_array_equal(head(), head(drawn, **others))
+    assert not np.allclose(head(), head(seed=2), atol=1e-3)
 
 
 # Early stopping
@@ -315,7 +459,7 @@ def destroy_weights(monkeypatch):
 
 def validation_accuracy(classifier):
     (inputs, labels), *_ = whole_validation()
-    return (ops.convert_to_numpy(classifier(inputs)).argmax(-1) == labels).mean()
+    return (logits_of(classifier, inputs).argmax(-1) == labels).mean()
 
 
 def test_patience_restores_the_best_epochs_weights_if_training_is_not_stopped(destroy_weights):

@@ -5,7 +5,7 @@ from keras import ops
 
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
-from embedder_helpers.models.architectures import build_embedder
+from embedder_helpers.models.architectures import architecture, build_embedder
 from embedder_helpers.models.batching import EMPTY, bucket_length
 from embedder_helpers.models.embedder import Head
 from embedder_helpers.models.gemma import HiddenStateSpec
@@ -373,3 +373,116 @@ def test_hidden_states_are_dropped_in_training_only(prepended):
     layer = prepended.model.get_layer("state_dropout")
     dropped = ops.convert_to_numpy(layer(np.ones((1, 50, 96), "float32"), training=True)) == 0
     assert 0.85 < dropped.mean() < 0.95
+
+
+# Late fusion: Gemma's own embedding beside RoBERTa's
+
+
+LATE = {
+    "replace": {},
+    "add": {"fusion": "add"},
+    "prepend": {"fusion": "prepend"},
+    "mean": {"llm_layers": (1, 3)},
+    "max": {"llm_layers": (1, 3), "layer_pooling": "max"},
+    "learned": {"llm_layers": (1, 3), "layer_pooling": "learned", "fusion": "add"},
+}
+
+
+@pytest.fixture(scope="module", params=LATE)
+def late(request):
+    """A hybrid with late fusion as if trained, and the same one without late fusion."""
+    settings = {"projection_start": "random"} | LATE[request.param]
+    embedders = [hybrid(late_fusion=late_fusion, **settings) for late_fusion in (True, False)]
+    for embedder in embedders:
+        embedder.standardize.adapt(hidden_states(embedder)[1])
+    randomize(embedders[0], "late_norm", "late_dense")
+    if settings.get("layer_pooling") == "learned":
+        for embedder in embedders:
+            embedder.model.get_layer("layer_pooling").logits.assign([1.0, -0.5])
+    return embedders
+
+
+def randomize(embedder, *names):
+    generator = np.random.default_rng(0)
+    for name in names:
+        layer = embedder.model.get_layer(name)
+        layer.set_weights([generator.normal(size=weight.shape) for weight in layer.get_weights()])
+
+
+def gemmas_embeddings(embedder):
+    """Gemma's embeddings, from its hidden states and the weights of the layers, in NumPy."""
+    tokens, states = hidden_states(embedder)
+    texts = [states.text(row).astype("float64") for row in range(len(TEXTS))]
+    values = np.concatenate(texts)
+    if embedder.fusion == "add":  # a hidden state at each token of RoBERTa
+        models = (embedder.gemma.tokenizer, tokens.gemma), (embedder.tokenizer, tokens.roberta)
+        alignment = align_tokens(TEXTS, *models)
+        texts = [text[alignment.text(row)] for row, text in enumerate(texts)]
+    if values.ndim == 3:  # several cutoffs
+        weights = [0.5, 0.5]
+        if embedder.experiment.layer_pooling == "learned":
+            weights = np.exp([1.0, -0.5]) / np.exp([1.0, -0.5]).sum()
+        pool = lambda text: np.einsum("tcw,c->tw", text, weights)  # noqa: E731
+        if embedder.experiment.layer_pooling == "max":
+            pool = lambda text: text.max(1)  # noqa: E731
+    else:
+        pool = np.asarray
+    means = [pool((text - values.mean(0)) / values.std(0)).mean(0) for text in texts]
+    scale, shift = embedder.model.get_layer("late_norm").get_weights()
+    kernel, bias = embedder.model.get_layer("late_dense").get_weights()
+    centered = means - np.mean(means, 1, keepdims=True)
+    normed = centered / np.sqrt(np.square(centered).mean(1, keepdims=True) + 1e-3)
+    return (normed * scale + shift) @ kernel + bias
+
+
+def test_gemmas_embedding_is_the_normed_mean_of_its_hidden_states_through_a_dense_layer(late):
+    embeddings = late[0].encode(TEXTS)
+    assert embeddings.shape == (len(TEXTS), late[0].width) == (3, 256)
+    expected = gemmas_embeddings(late[0])
+    np.testing.assert_allclose(embeddings[:, 128:], expected, rtol=1e-2, atol=2e-2)
+
+
+def test_late_fusion_changes_neither_robertas_embedding_nor_any_initial_weight(late):
+    np.testing.assert_allclose(late[0].encode(TEXTS)[:, :128], late[1].encode(TEXTS), atol=1e-5)
+    for one, other in zip(*(embedder.projection.get_weights() for embedder in late), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_neither_padding_nor_prepends_own_tokens_are_part_of_gemmas_embedding(late):
+    batch, alone = batch_of(late[0]), batch_of(late[0], [0])
+    outputs = [ops.convert_to_numpy(late[0].model(one))[0] for one in (batch, alone)]
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+    length = batch["mask"].shape[1]
+    padded = {
+        name: np.pad(array, [(0, 0), (0, 40), *[(0, 0)] * (array.ndim - 2)])
+        for name, array in batch.items()
+    }
+    padded["inputs"][:, length:] = 100  # what is masked may be anything
+    outputs = [ops.convert_to_numpy(late[0].model(one)) for one in (batch, padded)]
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"fusion": "prepend", "llm_layers": (1, 2)}])
+def test_a_prediction_without_gemma_has_an_average_hidden_state_beside_roberta(
+    tiny_embedders, settings
+):
+    embedder = with_head(hybrid(late_fusion=True, **settings), ["a", "b", "c"])
+    randomize(embedder, "late_norm", "late_dense")
+    _, shift = embedder.model.get_layer("late_norm").get_weights()
+    kernel, bias = embedder.model.get_layer("late_dense").get_weights()
+    roberta = tiny_embedders["roberta_only"].encode(TEXTS)
+    average = np.repeat([shift @ kernel + bias], len(TEXTS), 0)
+    expected = embedder.head.probabilities(np.concatenate([roberta, average], 1))
+    predictions = embedder.predict(TEXTS)
+    columns = ["text", "label", "p(a)", "p(b)", "p(c)", "label_without_gemma", "moved_by_gemma"]
+    assert list(predictions) == columns
+    labels = embedder.head.classes[expected.argmax(-1)].tolist()
+    assert predictions["label_without_gemma"].tolist() == labels
+    moved = np.abs(predictions[columns[2:5]].to_numpy() - expected).sum(-1) / 2
+    np.testing.assert_allclose(predictions["moved_by_gemma"], moved, atol=1e-3)
+
+
+def test_late_fusion_is_another_architecture():
+    presets = find_presets(Experiment())
+    one, other = (architecture(Experiment(late_fusion=late), presets) for late in (True, False))
+    assert one != other

@@ -13,6 +13,7 @@ from embedder_helpers.models.batching import (
     from_lengths,
     fuse_inputs,
     inference_batches,
+    paired_batches,
     sorted_batches,
     stack_layers,
     training_batches,
@@ -319,3 +320,79 @@ def test_training_batches_are_not_sorted_by_length():
     lengths = np.arange(128)
     first = [batch[0] for batch in training_batches(lengths, 4, np.random.default_rng(0))]
     assert first != sorted(first) and first != sorted(first, reverse=True)
+
+
+# Batches of pairs
+
+LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=120).map(np.array)
+SIZES = st.integers(2, 9)
+SEEDS = st.integers(0, 99)
+
+
+def random_lengths(count, seed=0):
+    """Lengths of texts as they are: most are short, few are long."""
+    lengths = np.random.default_rng(seed).lognormal(3.2, 0.6, count)
+    return np.clip(lengths, 3, 256).astype("int64")
+
+
+def pairs_of(labels, batch_size, seed=0, lengths=None):
+    lengths = random_lengths(len(labels), seed) if lengths is None else lengths
+    return paired_batches(lengths, labels, batch_size, np.random.default_rng(seed))
+
+
+@given(LABELS, SIZES, SEEDS)
+def test_paired_batches_cover_every_row_exactly_once(labels, batch_size, seed):
+    batches = pairs_of(labels, batch_size, seed)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(labels)))
+
+
+@given(LABELS, SIZES, SEEDS)
+def test_no_label_is_alone_in_a_paired_batch_unless_it_has_a_single_text(labels, batch_size, seed):
+    singles = np.bincount(labels, minlength=6) == 1
+    for batch in pairs_of(labels, batch_size, seed):
+        alone = np.bincount(labels[batch], minlength=6) == 1
+        assert not (alone & ~singles).any()
+
+
+@given(LABELS, SIZES, SEEDS)
+def test_a_paired_batch_has_at_most_two_texts_more_than_the_batch_size(labels, batch_size, seed):
+    assert max(map(len, pairs_of(labels, batch_size, seed))) <= batch_size + 2
+
+
+@given(LABELS, st.integers(2, 40), SEEDS)
+def test_there_are_as_many_paired_batches_as_others(labels, batch_size, seed):
+    count, expected = len(pairs_of(labels, batch_size, seed)), -(-len(labels) // batch_size)
+    # Three texts that stay together may fill the place of two small batches.
+    assert count == expected or (batch_size < 5 and count < expected)
+
+
+@pytest.mark.parametrize("num_labels", [2, 6, 77])
+def test_paired_batches_are_padded_hardly_more_than_others(num_labels):
+    lengths, labels = random_lengths(4000), np.random.default_rng(1).integers(0, num_labels, 4000)
+
+    def padded(batches):
+        return sum(len(batch) * lengths[batch].max() for batch in batches)
+
+    others = padded(training_batches(lengths, 32, np.random.default_rng(0)))
+    assert padded(pairs_of(labels, 32, lengths=lengths)) < 1.1 * others
+
+
+def test_paired_batches_depend_on_the_generator_alone():
+    labels, lengths = np.arange(100) % 3, random_lengths(100)
+    one, again, other = (
+        [batch.tolist() for batch in pairs_of(labels, 8, seed, lengths)] for seed in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+def test_a_text_has_another_partner_in_every_epoch():
+    labels, generator = np.zeros(64, int), np.random.default_rng(0)
+    epochs = [paired_batches(np.full(64, 5), labels, 2, generator) for _ in range(2)]
+    first, second = ({tuple(sorted(batch)) for batch in batches} for batches in epochs)
+    assert len(first & second) < 8
+
+
+def test_paired_batches_are_not_sorted_by_length():
+    lengths = random_lengths(320)
+    longest = [lengths[batch].max() for batch in pairs_of(np.arange(320) % 2, 8, 0, lengths)]
+    assert longest != sorted(longest) and longest != sorted(longest, reverse=True)

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from embedder_helpers.__main__ import main
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
+from embedder_helpers.models import embedder as embedder_module
 from embedder_helpers.models.architectures import build_embedder
 from embedder_helpers.models.embedder import Head
 from embedder_helpers.models.tokenization import TokenizedTexts
@@ -30,6 +31,7 @@ KINDS = {
     "hybrid": {},
     "add": {"fusion": "add", "projection_start": "random"},
     "prepend": {"fusion": "prepend"},
+    "late": {"fusion": "add", "late_fusion": True},
     "gemma_only": {"kind": "gemma_only"},
     "roberta_only": {"kind": "roberta_only"},
 }
@@ -50,6 +52,7 @@ def embeddings(embedder):
 
 def test_encode_returns_a_float32_embedding_per_text(embedder, embeddings):
     width = 96 if embedder.roberta is None else 128
+    width *= 2 if embedder.experiment.late_fusion else 1
     assert embedder.width == width
     assert embeddings.shape == (len(TEXTS), width) and embeddings.dtype == "float32"
     assert np.isfinite(embeddings).all()
@@ -85,9 +88,31 @@ def test_neither_the_batch_size_nor_the_other_texts_change_an_embedding(
     assert sizes == [1] * len(TEXTS)
 
 
-def test_padding_does_not_change_an_embedding(embedder, embeddings, monkeypatch):
+def padded_lengths(embedder, monkeypatch, is_traced_once):
+    """The lengths to which a backend of either kind pads texts, and their embeddings."""
+    lengths, predict_on_batch = [], embedder.model.predict_on_batch
+
+    def record(batch):
+        lengths.append(batch["mask"].shape[1])
+        return predict_on_batch(batch)
+
+    monkeypatch.setattr(embedder_module, "is_traced_once", lambda: is_traced_once)
+    with monkeypatch.context() as patch:
+        patch.setattr(embedder.model, "predict_on_batch", record)
+        return lengths, embedder.encode(TEXTS)
+
+
+def test_padding_to_the_longest_text_or_to_buckets_does_not_change_an_embedding(
+    embedder, monkeypatch
+):
+    lengths, embeddings = padded_lengths(embedder, monkeypatch, is_traced_once=True)
+    tokens = embedder.tokenize(TEXTS)
+    inputs = embedder.prepare_inputs(tokens, embedder.hidden_states(tokens))
+    assert lengths == [inputs.lengths.max()]
     monkeypatch.setattr("embedder_helpers.models.batching.BUCKETS", (64, 128))
-    np.testing.assert_allclose(embedder.encode(TEXTS), embeddings, atol=1e-4)
+    lengths, padded = padded_lengths(embedder, monkeypatch, is_traced_once=False)
+    assert lengths == [64]
+    np.testing.assert_allclose(padded, embeddings, atol=1e-4)
 
 
 def test_texts_are_encoded_in_chunks(embedder, embeddings, monkeypatch):

@@ -57,6 +57,8 @@ def test_a_manifest_is_read_back_as_it_was_written():
         {"experiment": experiment(max_tokens="256")},
         {"experiment": experiment(llm_layers="auto")},
         {"experiment": experiment(unknown=1)},
+        {"experiment": experiment(late_fusion=1)},
+        {"experiment": experiment(late_fusion="true"), "width": 256},
         {"experiment": {"kind": "hybrid"}},
         {"presets": None},
         {"presets": {"llm_preset": GEMMA}},
@@ -98,6 +100,32 @@ def test_a_missing_field_is_an_error(name):
 def test_settings_that_contradict_the_result_are_an_error(changed):
     with pytest.raises(ValueError, match="its result has"):
         parse(hybrid(experiment=experiment(**changed)))
+
+
+def test_late_fusion_doubles_the_width():
+    late = experiment(late_fusion=True)
+    result = {"cutoffs": [3], "experiment": late}
+    assert parse(hybrid(experiment=late, width=256, result=result)).width == 256
+    with pytest.raises(ValueError, match="width is 128"):
+        parse(hybrid(experiment=late, result=result))
+    with pytest.raises(ValueError, match="width is 256"):
+        parse(hybrid(width=256))
+
+
+def test_late_fusion_doubles_no_width_but_a_hybrids():
+    alone = experiment(kind="roberta_only", late_fusion=True)
+    values = {"experiment": alone, "presets": {"slm_preset": ROBERTA}, "result": None}
+    assert parse(hybrid(**values)).width == 128
+
+
+@pytest.mark.parametrize("has_checksum", [False, True])
+def test_a_manifest_older_than_late_fusion_is_read(has_checksum):
+    older = experiment()
+    del older["late_fusion"]
+    values = hybrid(experiment=older, result={"cutoffs": [3], "experiment": older})
+    if has_checksum:
+        values = json.loads(with_checksum(values))
+    assert parse(values).width == 128
 
 
 def test_a_fusion_that_another_process_registered_is_no_damage():

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import keras_hub
 import numpy as np
+import pandas as pd
 import pytest
 from made_links import link_files
 from made_presets import write_gemma
@@ -111,6 +112,34 @@ def test_a_loaded_single_model_has_the_same_embeddings_bit_for_bit(settings, wit
     folder = embedder.save(tmp_path / "saved", with_gemma)
     assert (folder / "gemma").is_dir() == (settings["kind"] == "gemma_only")
     np.testing.assert_array_equal(load_embedder(folder).encode(TEXTS), embedder.encode(TEXTS))
+
+
+@pytest.mark.parametrize("fusion", ["replace", "prepend"])
+def test_a_loaded_hybrid_with_late_fusion_has_the_same_outputs_bit_for_bit(fusion, tmp_path):
+    settings = dict(llm_layers=1, fusion=fusion, projection_start="random", late_fusion=True)
+    embedder = with_other_weights(build_embedder(Experiment(**settings)), ["a", "b"])
+    folder = embedder.save(tmp_path / "late")
+    arrays = load_file(folder / "joint.safetensors")
+    assert arrays["late_dense/kernel"].shape == (96, 128) and arrays["head/kernel"].shape == (
+        256,
+        2,
+    )
+    assert {"late_norm/gamma", "late_norm/beta", "late_dense/bias"} < arrays.keys()
+    assert json.loads((folder / "embedder.json").read_text())["width"] == 256
+    loaded = load_embedder(folder)
+    assert loaded.width == 256 and loaded.experiment.late_fusion
+    np.testing.assert_array_equal(loaded.encode(TEXTS), embedder.encode(TEXTS))
+    pd.testing.assert_frame_equal(loaded.predict(TEXTS), embedder.predict(TEXTS))
+
+
+def test_a_hybrid_older_than_late_fusion_is_loaded_without_it(hybrid, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "older")
+    experiment = json.loads((folder / "embedder.json").read_text())["experiment"]
+    assert experiment.pop("late_fusion") is False
+    change(folder, experiment=experiment)
+    loaded = load_embedder(folder)
+    assert loaded.experiment.late_fusion is False and loaded.width == 128
+    np.testing.assert_array_equal(loaded.encode(TEXTS), hybrid.encode(TEXTS))
 
 
 def test_the_weights_around_roberta_are_saved_by_name(saved):
@@ -482,7 +511,7 @@ def test_an_embedder_of_format_1_is_saved_again_in_the_same_format(format_1, tmp
     before, after = (
         json.loads((folder / "embedder.json").read_text()) for folder in (format_1, again)
     )
-    before["experiment"]["llm_dtype"] = "float32"  # a setting that came later
+    before["experiment"] |= {"llm_dtype": "float32", "late_fusion": False}  # which came later
     assert after.pop("checksum")
     assert after | {"versions": before["versions"]} == before
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import keras_hub
@@ -7,6 +8,7 @@ from made_presets import write_gemma
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
 from embedder_helpers.models import shapes
+from embedder_helpers.models.architectures import build_embedder
 from embedder_helpers.models.presets import find_preset
 from embedder_helpers.models.shapes import (
     count_parameters,
@@ -64,18 +66,43 @@ def test_a_preset_that_cannot_be_read_and_has_no_known_shape_is_an_error():
         preset_shape("llm_preset", "gemma_3b_en")
 
 
-@pytest.mark.parametrize("kind", ["roberta_only", "gemma_only", "hybrid"])
-def test_parameters_are_those_of_roberta_and_of_gemmas_kept_layers(tiny_embedders, kind):
-    embedder = tiny_embedders[kind]
-    expected = embedder.roberta.count_params() if embedder.roberta else 0
-    cutoff = None
+def variables_of(embedder):
+    """The weights of an embedder's models and of all that was built between them, each once."""
+    variables = {id(weight): weight for weight in embedder.model.weights}
+    if embedder.roberta:
+        variables |= {id(weight): weight for weight in embedder.roberta.weights}
     if embedder.gemma:
-        gemma, cutoff = embedder.gemma, embedder.specs[0].cutoff
-        gemma._load(cutoff)
-        weights = [weight for layer in gemma._layers for weight in layer.values()]
-        weights += [gemma._weights.table, gemma._weights.final_norm]
-        expected += sum(math.prod(weight.shape) for weight in weights)
-    assert count_parameters(embedder.experiment, cutoff) == expected
+        embedder.gemma._load(embedder.specs[-1].cutoff)
+        weights = [weight for layer in embedder.gemma._layers for weight in layer.values()]
+        weights += [embedder.gemma._weights.table, embedder.gemma._weights.final_norm]
+        variables |= {id(weight): weight for weight in weights}
+    return list(variables.values())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "roberta_only"},
+        {"kind": "gemma_only"},
+        {"kind": "hybrid"},
+        {"projection": "mlp", "fusion": "prepend"},
+        {"fusion": "add"},
+        {"fusion": "add", "projection_start": "ridge", "projection": "mlp", "late_fusion": True},
+        {"llm_layers": (1, 2, 4), "layer_pooling": "learned", "late_fusion": True},
+        {"llm_layers": (1, 2, 4), "layer_pooling": "max"},
+        {"llm_layers": (4,), "layer_pooling": "learned"},
+        {"llm_layers": "auto"},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_parameters_are_the_weights_of_all_that_a_text_passes(settings):
+    experiment = Experiment(**{"llm_layers": 4} | settings)
+    # A cutoff that is selected is that of another experiment once it is.
+    cutoff = 4 if experiment.llm_layers == "auto" else experiment.llm_layers
+    embedder = build_embedder(dataclasses.replace(experiment, llm_layers=cutoff))
+    expected = sum(math.prod(weight.shape) for weight in variables_of(embedder))
+    last_cutoff = embedder.specs[-1].cutoff if embedder.gemma else None
+    assert count_parameters(experiment, last_cutoff) == expected
 
 
 def test_parameters_of_a_preset_that_cannot_be_found_are_unknown():

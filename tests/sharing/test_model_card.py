@@ -276,6 +276,36 @@ def test_an_untrained_gemma_claims_no_training_and_no_labels():
     assert "predict" not in card and "calibrated" not in card
 
 
+def test_the_loss_is_named_by_which_the_embedder_was_trained():
+    contrastive = {"objective": "contrastive", "contrastive_weight": 0.5}
+    usual, other, untrained = (
+        prose(made_card(result("roberta_only", (), history=history, **settings)))
+        for history, settings in ((TRAINED, {}), (TRAINED, contrastive), ((), {"epochs": 0}))
+    )
+    assert "by cross-entropy." in usual and "contrastive" not in usual
+    assert "by cross-entropy plus 0.5 times the supervised contrastive loss" in other
+    assert "at temperature 0.1." in other and "arxiv.org/abs/2004.11362" in other
+    assert "cross-entropy" not in untrained
+
+
+def test_late_fusion_is_described_where_a_hybrid_has_it():
+    late, hybrid = (
+        prose(made_card(result(history=TRAINED, late_fusion=is_late))) for is_late in (True, False)
+    )
+    assert "followed by the mean of Gemma's" in late and "late fusion, RoBERTa" in late
+    roberta = made_manifest(result("roberta_only", (), history=TRAINED))
+    del roberta.experiment["late_fusion"]  # as in manifests of earlier versions
+    for card in (hybrid, prose(card_of(roberta))):
+        assert "(late fusion)" not in card and "the late fusion" not in card
+
+
+def test_the_number_of_weights_is_told_where_it_is_known():
+    own = result(history=TRAINED)
+    counted = dataclasses.replace(own, parameters=1_234_567_890)
+    assert "1,234.6 million weights" in prose(made_card(counted))
+    assert "million weights" not in prose(made_card(own))
+
+
 def test_of_many_labels_the_first_are_listed():
     text = prose(card_of(made_manifest(result(history=TRAINED), classes=range(100, 130))))
     assert "into 30 classes: `100`" in text and "`111`, …" in text and "`112`" not in text

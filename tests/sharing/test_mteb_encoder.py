@@ -25,7 +25,7 @@ def test_without_mteb_the_message_says_what_to_install():
 
 @pytest.mark.skipif(mteb is not None, reason="mteb is installed")
 def test_the_encoder_has_the_embedders_name_size_and_embeddings(
-    saved_gemma, tiny_embedders, monkeypatch
+    saved_late_hybrid, late_hybrid, monkeypatch
 ):
     class AbsEncoder:  # stand-ins for mteb's classes
         pass
@@ -39,15 +39,17 @@ def test_the_encoder_has_the_embedders_name_size_and_embeddings(
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
     module = runpy.run_module("embedder_helpers.sharing.mteb_encoder")
-    monkeypatch.setenv("HOME", str(saved_gemma.parent))
-    monkeypatch.setenv("USERPROFILE", str(saved_gemma.parent))
-    encoder = module["MtebEncoder"](f"~/{saved_gemma.name}", "me/mine")
+    monkeypatch.setenv("HOME", str(saved_late_hybrid.parent))
+    monkeypatch.setenv("USERPROFILE", str(saved_late_hybrid.parent))
+    encoder = module["MtebEncoder"](f"~/{saved_late_hybrid.name}", "me/mine")
     meta = encoder.mteb_model_meta
-    assert (meta.name, meta.embed_dim) == ("me/mine", encoder.model.width)
-    assert meta.revision == json.loads((saved_gemma / "embedder.json").read_text())["revision"]
+    assert (meta.name, meta.embed_dim) == ("me/mine", 2 * 128)
+    assert (
+        meta.revision == json.loads((saved_late_hybrid / "embedder.json").read_text())["revision"]
+    )
     texts = ["It works.", ""]
     embeddings = encoder.encode([{"text": texts[:1]}, {"text": texts[1:]}])
-    expected = tiny_embedders["gemma_only"].encode(texts, allow_empty=True)
+    expected = late_hybrid.encode(texts, allow_empty=True)
     np.testing.assert_array_equal(embeddings, expected)
 
 

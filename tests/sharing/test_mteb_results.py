@@ -70,6 +70,24 @@ def test_local_files_have_no_name_among_the_training_data():
     assert meta["training_datasets"] is None and meta["languages"] is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("hybrid", {"late_fusion": True}, "tiny_gemma-k10-tiny_roberta-replace-late-seed33"),
+        (
+            "hybrid",
+            {"objective": "contrastive"},
+            "tiny_gemma-k10-tiny_roberta-replace-contrastive-seed33",
+        ),
+        ("roberta_only", {"objective": "contrastive"}, "tiny_roberta-contrastive-seed33"),
+        ("roberta_only", {"objective": "cross_entropy"}, "tiny_roberta-seed33"),
+    ],
+)
+def test_a_name_says_what_the_embedder_is_and_how_it_was_trained(kind, settings, expected):
+    cutoffs = (10,) if kind == "hybrid" else ()
+    assert model_name(result(kind, cutoffs, history=TRAINED, **settings)) == expected
+
+
 @pytest.mark.parametrize("handle", ["hf://google/gemma-2b", "kaggle://keras/gemma/gemma-2b/3"])
 def test_a_name_holds_only_what_a_hub_allows(handle):
     pooled = result("gemma_only", (4, 7), llm_layers=(4, 7), llm_preset=handle)

@@ -34,6 +34,16 @@ def test_a_saved_embedders_embeddings_are_the_features(tiny_embedders, saved_gem
     np.testing.assert_array_equal(features, expected)
 
 
+def test_late_fusion_adds_features_beside_those_of_the_hybrid_without(
+    tiny_embedders, saved_late_hybrid
+):
+    features = TextEmbedder(saved_late_hybrid).fit_transform(TEXTS)
+    without = tiny_embedders["hybrid"].encode(TEXTS)
+    np.testing.assert_allclose(features[:, : without.shape[1]], without, atol=1e-5)
+    assert features.shape[1] == 2 * without.shape[1]
+    assert features[:, without.shape[1] :].std(0).min() > 0
+
+
 def test_it_works_in_a_pipeline_a_clone_and_a_cross_validation(saved_gemma):
     pipeline = clone(make_pipeline(TextEmbedder(saved_gemma), LogisticRegression()))
     scores = cross_val_score(pipeline, TEXTS, LABELS, cv=2)
