@@ -9,6 +9,7 @@ transformers. FOLDER: the same RoBERTa in Hugging Face's format (config.json, mo
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -38,6 +39,8 @@ from embedder_helpers.models.hidden_states import HiddenStateCache
 BATCH_SIZE = 32
 SEEDS = (33, 34, 35)  # of the experiments, which run one after another
 EPOCHS = 2  # of which the second one builds and compiles nothing
+# What the peer trains too, where an earlier version has the setting.
+PLAIN = {"fusion": "replace", "late_fusion": False, "objective": "cross_entropy"}
 
 
 def main() -> None:
@@ -50,11 +53,13 @@ def main() -> None:
 
 
 def experiment_of(options: argparse.Namespace, **settings) -> Experiment:
+    known = [one.name for one in dataclasses.fields(Experiment)]
     return Experiment(
         llm_preset=options.llm,
         slm_preset=options.slm,
         llm_layers=4,
         batch_size=BATCH_SIZE,
+        **{name: value for name, value in PLAIN.items() if name in known},
         **settings,
     )
 

@@ -374,10 +374,10 @@ class Experiment:
                 "train_split and scored_split are both 'validation', so evaluation texts would be "
                 "trained on: score the test split"
             )
-        if self.objective == "contrastive" and self.batch_size == 1:
+        if _is_contrastive(self) and self.batch_size == 1:
             raise InputError(
                 "objective is 'contrastive', but batch_size is 1: texts are compared within a "
-                "batch, so use 2 or more"
+                "batch, so use 2 or more, or cross_entropy"
             )
         if self.kind == "gemma_only" and self.layer_pooling == "learned":
             raise InputError(

@@ -66,11 +66,12 @@ def real_presets() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_embedders() -> dict:
-    """One untrained embedder of each kind."""
+    """One untrained embedder of each kind; the hybrid replaces token embeddings, and no more."""
     from embedder_helpers.models.architectures import build_embedder
 
     kinds = ("hybrid", "gemma_only", "roberta_only")
-    return {kind: build_embedder(Experiment(kind=kind, llm_layers=4)) for kind in kinds}
+    settings = {"llm_layers": 4, "fusion": "replace", "late_fusion": False}
+    return {kind: build_embedder(Experiment(kind=kind, **settings)) for kind in kinds}
 
 
 @pytest.fixture

@@ -119,24 +119,16 @@ OPTIONAL_TRAINING = {"warmup", "clip_norm", "patience", "class_weights", "object
 CONTRASTIVE = {"contrastive_weight", "contrastive_temperature"}
 TRAINING = {"batch_size", "learning_rate", "projection_learning_rate"} | OPTIONAL_TRAINING | SPLITS
 HYBRID = {"fusion", "projection_start", "late_fusion", "state_dropout"}
-# Values other than the defaults.
-OTHER = {
-    "warmup": 0.5,
-    "clip_norm": None,
-    "patience": 2,
-    "class_weights": True,
-    "objective": "contrastive",
-    "scored_split": "validation",
-    "fusion": "prepend",
-    "projection_start": "random",
-    "late_fusion": True,
-    "state_dropout": 0.5,
-    "probe": True,
-}
 
 
 def cases(table):
     return [(key, value) for key, values in table.items() for value in values]
+
+
+def other_value(name):
+    """An allowed value other than the default."""
+    default = getattr(Experiment(), name)
+    return next(value for value in reversed(ALLOWED[name]) if value != default)
 
 
 def test_the_defaults_are_an_experiment_on_the_built_in_task_and_models():
@@ -152,7 +144,8 @@ def test_every_setting_has_allowed_and_invalid_cases(name):
 
 @pytest.mark.parametrize(("name", "value"), cases(ALLOWED))
 def test_an_allowed_value_is_accepted(name, value):
-    assert getattr(make_experiment({name: value}), name) == value
+    any_batch = {"objective": "cross_entropy"}
+    assert getattr(make_experiment(any_batch | {name: value}), name) == value
 
 
 @pytest.mark.parametrize(("name", "case"), cases(INVALID))
@@ -380,15 +373,15 @@ def test_layer_pooling_is_irrelevant_for_a_single_cutoff(kind, llm_layers):
 
 
 def test_without_epochs_the_settings_of_training_are_irrelevant():
-    random = {"projection_start": "random"}
-    trained = make_experiment(random | {"epochs": 1}).relevant_settings()
-    untrained = make_experiment(random | {"epochs": 0}).relevant_settings()
-    assert set(trained) - set(untrained) == TRAINING | {"state_dropout"}
+    values = {"projection_start": "random", "objective": "contrastive"}
+    trained = make_experiment(values | {"epochs": 1}).relevant_settings()
+    untrained = make_experiment(values | {"epochs": 0}).relevant_settings()
+    assert set(trained) - set(untrained) == TRAINING | CONTRASTIVE | {"state_dropout"}
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "roberta_only"])
 def test_the_settings_of_the_contrastive_loss_are_relevant_with_it_alone(kind):
-    plain = make_experiment({"kind": kind}).relevant_settings()
+    plain = make_experiment({"kind": kind, "objective": "cross_entropy"}).relevant_settings()
     values = {"kind": kind, "objective": "contrastive"}
     assert set(make_experiment(values).relevant_settings()) - set(plain) == CONTRASTIVE
     untrained = make_experiment(values | {"epochs": 0}).relevant_settings()
@@ -402,6 +395,12 @@ def test_the_contrastive_loss_of_batches_of_one_text_is_an_error():
     ):
         make_experiment(values, "my.yaml")
     assert make_experiment(values | {"batch_size": 2}).batch_size == 2
+
+
+@pytest.mark.parametrize("untrained", [{"kind": "gemma_only"}, {"epochs": 0}], ids=str)
+def test_what_is_not_trained_has_a_contrastive_loss_and_batches_of_any_size(untrained):
+    values = {"objective": "contrastive", "batch_size": 1}
+    assert make_experiment(values | untrained).batch_size == 1
 
 
 def test_a_stored_experiment_has_what_was_the_case_before_a_setting_existed():
@@ -454,19 +453,19 @@ def test_roberta_alone_selects_no_cutoff():
 )
 def test_a_new_value_of_a_relevant_setting_makes_a_new_result(kind, name):
     default = make_experiment({"kind": kind})
-    other = make_experiment({"kind": kind, name: OTHER[name]})
+    other = make_experiment({"kind": kind, name: other_value(name)})
     assert default.relevant_settings() != other.relevant_settings()
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("gemma_only", name) for name in OTHER if name not in ("scored_split", "probe")]
+    [("gemma_only", name) for name in sorted(OPTIONAL_TRAINING | HYBRID)]
     + [("roberta_only", name) for name in sorted(HYBRID | {"probe"})]
     + [("hybrid", "probe")],
 )
 def test_a_new_value_of_an_irrelevant_setting_makes_no_new_result(kind, name):
     default = make_experiment({"kind": kind})
-    other = make_experiment({"kind": kind, name: OTHER[name]})
+    other = make_experiment({"kind": kind, name: other_value(name)})
     assert default.relevant_settings() == other.relevant_settings()
 
 

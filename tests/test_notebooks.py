@@ -179,6 +179,7 @@ def test_the_comparison_shows_its_report_and_writes_it(tmp_path):
 ABLATION = """
 epochs: 1
 max_train_texts: 32
+fusion: replace
 each: {seed: [1, 2]}
 experiments:
   - {kind: hybrid, llm_layers: 2, projection_start: random}

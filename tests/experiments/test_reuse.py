@@ -36,11 +36,14 @@ on_tensorflow = pytest.mark.skipif(
 # Trained with dropout of RoBERTa, of the hidden states and of the head.
 ARCHITECTURES = {
     "roberta_only": {"kind": "roberta_only", "patience": 1},
-    "replace": {"fusion": "replace", "state_dropout": 0.1},
-    "add": {"fusion": "add", "state_dropout": 0.1, "patience": 1},
+    "replace": {"fusion": "replace", "late_fusion": False, "state_dropout": 0.1},
+    "add": {"fusion": "add", "late_fusion": False, "state_dropout": 0.1, "patience": 1},
     "late": {"fusion": "add", "late_fusion": True, "objective": "contrastive"},
 }
-BEFORE = {"seed": 1, "llm_layers": 1, "epochs": 1, "batch_size": 5, "learning_rate": 2e-3}
+BEFORE = {
+    "seed": 1, "llm_layers": 1, "epochs": 1, "batch_size": 5, "learning_rate": 2e-3,
+    "objective": "cross_entropy",
+}  # fmt: skip
 AFTER = {"seed": 2, "llm_layers": 2, "epochs": 3}
 
 
@@ -153,7 +156,7 @@ def initial_state(settings):
 
 def test_what_a_layer_starts_with_depends_on_the_seed_and_its_name_alone(task):
     common = {"fusion": "add", "projection": "mlp", "projection_start": "random"}
-    common |= {"state_dropout": 0.1}
+    common |= {"state_dropout": 0.1, "late_fusion": False}
     others = {"late_fusion": True, "batch_size": 3, "llm_layers": (1, 2), "pooling": "max"}
     one, other, another = (
         initial_state(experiment(task, **common | settings))

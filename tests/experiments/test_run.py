@@ -51,7 +51,7 @@ def finished(task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     common = dict(states_dir=str(folder / "states"), save_embedder=True)
     experiments = {
-        "hybrid": experiment(task, **common),
+        "hybrid": experiment(task, projection_start="ridge", **common),
         "gemma_only": experiment(task, kind="gemma_only", **common),
         "roberta_only": experiment(task, kind="roberta_only", epochs=0, **common),
     }
@@ -185,7 +185,7 @@ def test_a_seed_repeats_a_hybrid(task, tmp_path):
         {"fusion": "add"},
         {"fusion": "add", "projection_start": "ridge"},
         {"kind": "roberta_only"},
-        {"llm_layers": (1, 2), "layer_pooling": "learned"},
+        {"fusion": "replace", "llm_layers": (1, 2), "layer_pooling": "learned"},
     ],
 )
 def test_every_trained_embedder_has_a_finite_loss_and_a_head(settings, task, tmp_path):
@@ -210,8 +210,9 @@ def test_a_seed_repeats_a_random_projection(untrained, task, cache, tmp_path):
 
 
 def test_a_closed_form_projection_is_fitted_to_the_training_texts_without_any_epoch(untrained):
-    ridge, ridge_embeddings = untrained()
-    random, random_embeddings = untrained(projection_start="random")
+    replace = {"fusion": "replace", "late_fusion": False}
+    ridge, ridge_embeddings = untrained(**replace)
+    random, random_embeddings = untrained(projection_start="random", **replace)
     assert set(ridge.task["texts"]) == {"fit", "watched", "drawn", "scored"}
     assert ridge.projection["explained"] > 0.05 and ridge.projection["penalty"] > 0
     assert set(random.task["texts"]) == {"drawn", "scored"} and random.projection is None
@@ -222,9 +223,10 @@ def test_a_closed_form_projection_is_fitted_to_the_training_texts_without_any_ep
 
 @pytest.mark.parametrize("fusion", ["add", "prepend"])
 def test_a_hybrid_of_any_fusion_is_scored(fusion, untrained):
-    result, embeddings = untrained(fusion=fusion, projection_start="ridge", projection="mlp")
+    settings = {"projection_start": "ridge", "projection": "mlp", "late_fusion": False}
+    result, embeddings = untrained(fusion=fusion, **settings)
     assert result.projection["explained"] > 0.05 and result.scores["accuracy"] > 0
-    assert not np.allclose(embeddings, untrained()[1])
+    assert not np.allclose(embeddings, untrained(fusion="replace", late_fusion=False)[1])
 
 
 def test_hidden_states_are_standardized_by_the_training_texts_alone(
@@ -236,7 +238,7 @@ def test_hidden_states_are_standardized_by_the_training_texts_alone(
         "adapt",
         lambda layer, states: (adapted.append(states.lengths), adapt(layer, states))[1],
     )
-    plan = plan_experiment(experiment(task, epochs=0), tmp_path)
+    plan = plan_experiment(experiment(task, epochs=0, projection_start="ridge"), tmp_path)
     embedder, _ = run_experiment(plan, cache)
     (lengths,) = adapted
     expected = embedder.tokenize(plan.texts(Subset.TRAIN)).gemma.lengths
@@ -266,7 +268,7 @@ def test_hidden_states_that_are_read_once_are_not_stored(finished, gemma_only, t
 
 
 def test_hidden_states_that_training_reads_again_are_stored(task, tmp_path):
-    settings = dict(llm_layers=(1, 2), layer_pooling="learned", epochs=0)
+    settings = dict(llm_layers=(1, 2), layer_pooling="learned", epochs=0, projection_start="ridge")
     cache = HiddenStateCache(tmp_path / "states")
     _, result = run_experiment(plan_experiment(experiment(task, **settings), tmp_path), cache)
     assert cache.summary()["texts"].tolist() == [COUNTS["train"] + COUNTS["validation"]] * 2

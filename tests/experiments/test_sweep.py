@@ -85,7 +85,8 @@ class MixedSweep:
         self.results, self.failed = run_experiments(experiments, self.out)
 
     def experiment(self, **settings):
-        common = dict(max_tokens=24, epochs=0, states_dir=str(self.states))
+        common = dict(max_tokens=24, epochs=0, projection_start="ridge")
+        common |= dict(states_dir=str(self.states))
         return experiment(self.task, **common | settings)
 
     def result(self, one):

@@ -29,6 +29,10 @@ from embedder_helpers.models.text_model import TextModel
 from embedder_helpers.utils import progress
 
 LENGTHS = [5, 30, 7, 31, 6, 60, 8, 29, 5, 12]
+USUAL = {
+    "objective": "cross_entropy", "learning_rate": 0.01, "projection_learning_rate": 0.02,
+    "batch_size": 8, "seed": 1,
+}  # fmt: skip
 
 
 def random_states(lengths, width=4, seed=0):
@@ -71,8 +75,7 @@ def new_classifier(dtype="float32"):
 def train(classifier=None, epochs=4, work=0.0, texts=None, **settings):
     """Trains a new classifier, or the given one; returns it and the history."""
     classifier = classifier or new_classifier()
-    usual = {"learning_rate": 0.01, "projection_learning_rate": 0.02, "batch_size": 8, "seed": 1}
-    experiment = Experiment(epochs=epochs, **usual | settings)
+    experiment = Experiment(epochs=epochs, **USUAL | settings)
     texts = texts or separable_texts(64, 1)
     history = train_classifier(classifier, texts, separable_texts(24, 2), experiment, 256, work)
     return classifier, history
@@ -275,7 +278,7 @@ def test_a_validation_loss_that_is_not_finite_is_an_error_too(monkeypatch):
 
 
 OBJECTIVES = {
-    "cross_entropy": {},
+    "cross_entropy": {"objective": "cross_entropy"},
     "contrastive": {"objective": "contrastive"},
     "another contrastive": {
         "objective": "contrastive", "contrastive_weight": 0.3, "contrastive_temperature": 0.7,
@@ -352,8 +355,7 @@ def plain_training(experiment, texts):
 def test_cross_entropy_alone_is_kerass_own_bit_for_bit():
     texts = separable_texts(64, 1)
     classifier, (epoch,) = train(epochs=1, texts=texts)
-    settings = {"learning_rate": 0.01, "projection_learning_rate": 0.02, "batch_size": 8, "seed": 1}
-    losses, plain = plain_training(Experiment(epochs=1, **settings), texts)
+    losses, plain = plain_training(Experiment(epochs=1, **USUAL), texts)
     assert epoch["loss"] == np.mean(losses)
     for layer in plain.layers:
         assert_same_weights(classifier.get_layer(layer.name), layer)

@@ -23,7 +23,8 @@ TEXTS = [
 
 
 def hybrid(**keys):
-    return build_embedder(Experiment(**{"llm_layers": 1, **keys}))
+    plain = {"llm_layers": 1, "fusion": "replace", "late_fusion": False}
+    return build_embedder(Experiment(**plain | keys))
 
 
 def hidden_states(embedder):
@@ -87,7 +88,7 @@ def test_mixed_float16_gives_nearly_the_same_embeddings_in_float32(
     monkeypatch.setattr(
         "embedder_helpers.utils.environment.training_dtype", lambda: "mixed_float16"
     )
-    half = build_embedder(Experiment(kind=kind, llm_layers=4)).encode(TEXTS)
+    half = build_embedder(tiny_embedders[kind].experiment).encode(TEXTS)
     expected = tiny_embedders[kind].encode(TEXTS)
     assert half.dtype == "float32"
     np.testing.assert_allclose(half, expected, atol=0.03)

@@ -29,8 +29,8 @@ TEXTS = [
 
 KINDS = {
     "hybrid": {},
-    "add": {"fusion": "add", "projection_start": "random"},
-    "prepend": {"fusion": "prepend"},
+    "add": {"fusion": "add", "projection_start": "random", "late_fusion": False},
+    "prepend": {"fusion": "prepend", "late_fusion": False},
     "late": {"fusion": "add", "late_fusion": True},
     "gemma_only": {"kind": "gemma_only"},
     "roberta_only": {"kind": "roberta_only"},

@@ -17,7 +17,7 @@ ROBERTA = {"name": "tiny_roberta", "fingerprint": "4567", "width": 128}
 
 
 def experiment(**values):
-    every = Experiment(llm_layers=3).as_dict()
+    every = Experiment(llm_layers=3, fusion="replace", late_fusion=False).as_dict()
     return {name: every[name] for name in SAVED} | values
 
 

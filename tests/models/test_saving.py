@@ -44,13 +44,14 @@ def with_other_weights(embedder, classes):
 
 @pytest.fixture(scope="module")
 def hybrid():
-    """A hybrid with every layer that can be saved."""
+    """A hybrid with every layer that can be saved but those of late fusion."""
     settings = dict(
         llm_layers=(1, 2),
         layer_pooling="learned",
         fusion="add",
         projection="mlp",
         projection_start="ridge",
+        late_fusion=False,
     )
     return with_other_weights(build_embedder(Experiment(**settings)), ["a", "b"])
 

@@ -10,6 +10,7 @@ from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
 from embedder_helpers.models.saving import MANIFEST_FILE
 from embedder_helpers.results import tables
+from embedder_helpers.results.comparison import score_interval
 from embedder_helpers.results.result import write_result
 
 # === Result files ===
@@ -239,18 +240,25 @@ def test_the_layer_table_is_sorted_by_kind_then_by_descending_cutoff():
     assert table["layer number"].tolist() == ["-", "-1", "-15", "-1", "-9", "-15"]
 
 
-def test_the_layer_table_averages_over_seeds_and_counts_them():
+def test_the_layer_table_averages_over_seeds_counts_them_and_shows_the_interval():
     seeds = [result(seed=seed, accuracy=0.7 + seed / 10) for seed in (0, 1, 2)]
     table = tables.layer_table([*seeds, result("gemma_only")])
     assert table["seeds"].tolist() == [1, 3]
-    assert table["weather accuracy"].tolist() == pytest.approx([0.75, 0.8])
-    assert table["weather macro F1"].tolist() == pytest.approx([0.65, 0.7])
+    for column, name in (("accuracy", "weather accuracy"), ("macro F1", "weather macro F1")):
+        assert table[name].iloc[1] == score_interval(seeds, column).to_string()
+    assert table["weather accuracy"].iloc[1].startswith("0.800 [")
+
+
+def test_the_layer_table_shows_no_interval_for_a_single_seed_of_several():
+    seeds = [result(seed=seed) for seed in (0, 1)]
+    table = tables.layer_table([*seeds, result("hybrid", cutoffs=[4])])
+    assert "[" not in table["weather accuracy"].iloc[-1]
 
 
 def test_a_copy_of_a_result_counts_once():
     copies = [result(seed=1, accuracy=0.6), result(seed=1, accuracy=0.6), result(seed=2)]
     (row,) = tables.layer_table(copies).to_dict("records")
-    assert row["seeds"] == 2 and row["weather accuracy"] == pytest.approx(0.675)
+    assert row["seeds"] == 2 and row["weather accuracy"].startswith("0.675 [")
 
 
 def test_the_layer_table_of_single_seeds_does_not_count_them():

@@ -24,7 +24,8 @@ def saved_hybrid(tiny_embedders, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def late_hybrid() -> Embedder:
     """An untrained hybrid with late fusion."""
-    return build_embedder(Experiment(kind="hybrid", llm_layers=4, late_fusion=True))
+    settings = {"llm_layers": 4, "fusion": "replace", "late_fusion": True}
+    return build_embedder(Experiment(kind="hybrid", **settings))
 
 
 @pytest.fixture(scope="session")

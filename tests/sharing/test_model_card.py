@@ -277,12 +277,13 @@ def test_an_untrained_gemma_claims_no_training_and_no_labels():
 
 
 def test_the_loss_is_named_by_which_the_embedder_was_trained():
+    plain = {"objective": "cross_entropy"}
     contrastive = {"objective": "contrastive", "contrastive_weight": 0.5}
-    usual, other, untrained = (
+    alone, other, untrained = (
         prose(made_card(result("roberta_only", (), history=history, **settings)))
-        for history, settings in ((TRAINED, {}), (TRAINED, contrastive), ((), {"epochs": 0}))
+        for history, settings in ((TRAINED, plain), (TRAINED, contrastive), ((), {"epochs": 0}))
     )
-    assert "by cross-entropy." in usual and "contrastive" not in usual
+    assert "by cross-entropy." in alone and "contrastive" not in alone
     assert "by cross-entropy plus 0.5 times the supervised contrastive loss" in other
     assert "at temperature 0.1." in other and "arxiv.org/abs/2004.11362" in other
     assert "cross-entropy" not in untrained

@@ -12,9 +12,10 @@ from embedder_helpers.errors import InputError
 from embedder_helpers.results.result import write_result
 from embedder_helpers.sharing.mteb_results import model_meta, model_name, write_mteb_results
 
+PLAIN = {"fusion": "replace", "late_fusion": False, "objective": "cross_entropy"}
 RESULTS = {
     "EmotionClassification-hybrid-k4-seed33-0123abcd.json": result(
-        "hybrid", (4,), 0.75, EMOTION, TRAINED, slm_preset="some/where/roberta_base_en"
+        "hybrid", (4,), 0.75, EMOTION, TRAINED, slm_preset="some/where/roberta_base_en", **PLAIN
     ),
     "EmotionClassification-gemma_only-k4-89ab0123.json": result("gemma_only", (4,), 0.5, EMOTION),
     "weather-gemma_only-k4-4567cdef.json": result("gemma_only", (4,), 0.5, "weather"),
@@ -85,7 +86,8 @@ def test_local_files_have_no_name_among_the_training_data():
 )
 def test_a_name_says_what_the_embedder_is_and_how_it_was_trained(kind, settings, expected):
     cutoffs = (10,) if kind == "hybrid" else ()
-    assert model_name(result(kind, cutoffs, history=TRAINED, **settings)) == expected
+    one = result(kind, cutoffs, history=TRAINED, **PLAIN | settings)
+    assert model_name(one) == expected
 
 
 @pytest.mark.parametrize("handle", ["hf://google/gemma-2b", "kaggle://keras/gemma/gemma-2b/3"])

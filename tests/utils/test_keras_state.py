@@ -22,11 +22,13 @@ from embedder_helpers.utils.keras_state import own_keras_state
 
 TEXTS = [f"The {word} on day {day}." for day in range(8) for word in ("rain fell", "sun shone")]
 KINDS = {
-    "hybrid": {"projection": "mlp", "llm_layers": (1, 2), "layer_pooling": "learned"},
+    "hybrid": {
+        "fusion": "replace", "projection": "mlp", "llm_layers": (1, 2), "layer_pooling": "learned",
+    },
     "add": {"fusion": "add", "llm_layers": 2},
     "gemma_only": {"kind": "gemma_only", "llm_layers": (1, 2)},
     "roberta_only": {"kind": "roberta_only"},
-}
+}  # fmt: skip
 
 
 def random_state():
