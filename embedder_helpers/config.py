@@ -408,8 +408,11 @@ class Experiment:
         """Whether anything is fitted or selected besides the protocol's own classifiers."""
         if self.kind == "gemma_only":
             return self.selects_layer() or self.probe
-        fits_ridge = self.kind == "hybrid" and self.projection_init() == "ridge"
-        return self.selects_layer() or fits_ridge or self.epochs > 0
+        if self.selects_layer() or self.epochs > 0:
+            return True
+        # The states that an untrained late layer reads are standardized by the training texts.
+        is_fitted = self.late_fusion or self.projection_init() == "ridge"
+        return self.kind == "hybrid" and is_fitted
 
     def selects_layer(self) -> bool:
         """Whether the cutoff is selected from the hidden states."""

@@ -520,3 +520,11 @@ def test_gemma_alone_pools_layers_by_their_mean_where_its_hybrid_learns_weights(
     hybrid = Experiment(llm_layers=(2, 4), layer_pooling="learned")
     _, gemma, _ = with_baselines([hybrid])
     assert (gemma.llm_layers, gemma.layer_pooling) == ((2, 4), "mean")
+
+
+@pytest.mark.parametrize("late_fusion", [False, True])
+def test_an_untrained_hybrid_reads_the_training_texts_if_its_late_fusion_standardizes(late_fusion):
+    experiment = Experiment(
+        kind="hybrid", epochs=0, fusion="add", projection_start="zero", late_fusion=late_fusion
+    )
+    assert experiment.needs_training_data() is late_fusion
