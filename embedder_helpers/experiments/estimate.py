@@ -20,14 +20,8 @@ from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import Task, load_task
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.plan import Plan, Subset, select_rows
-from embedder_helpers.models.batching import (
-    bucket_length,
-    inference_batches,
-    paired_batches,
-    sorted_batches,
-    training_batches,
-)
-from embedder_helpers.models.embedder import EMBEDDING_TOKENS
+from embedder_helpers.experiments.training import shuffled_rows
+from embedder_helpers.models.batching import bucket_length, inference_batches, sorted_batches
 from embedder_helpers.models.gemma import (
     STREAMED_BATCHES,
     HiddenStateSpec,
@@ -42,7 +36,7 @@ from embedder_helpers.models.shapes import (
     preset_shape,
     training_bytes,
 )
-from embedder_helpers.models.text_model import is_traced_once
+from embedder_helpers.models.text_model import forward_batches, padded_length
 from embedder_helpers.utils import environment, progress
 
 # Gemma 3's and RoBERTa's tokenizers on AmazonCounterfactual and Emotion: 4.6 … 5.1, and 1.5 … 3.
@@ -359,22 +353,13 @@ class _Roberta:
 
         def shuffled(subset: Subset, is_paired: bool = False) -> list[tuple[int, int]]:
             """Batches as `training.shuffled_batches` makes them."""
-            counts, size = lengths(subset), experiment.batch_size
+            counts, labels = lengths(subset), plan.labels(subset)
             generator = np.random.default_rng(experiment.seed)
-            if is_paired:
-                batches = paired_batches(counts, plan.labels(subset), size, generator)
-            else:
-                batches = training_batches(counts, size, generator)
-            padded = [int(counts[rows].max()) for rows in batches]
-            if not is_traced_once():
-                padded = [bucket_length(length, longest) for length in padded]
-            return list(zip(padded, map(len, batches), strict=True))
+            batches = shuffled_rows(counts, labels, experiment.batch_size, generator, is_paired)
+            return [(padded_length(counts[rows], longest), len(rows)) for rows in batches]
 
         embedded = lengths(Subset.PROTOCOL_TRAIN, Subset.EVAL)
-        if is_traced_once():  # as Embedder.embed does
-            batches = sorted_batches(embedded, EMBEDDING_TOKENS)
-        else:
-            batches = inference_batches(embedded, EMBEDDING_TOKENS, longest)
+        batches = forward_batches(embedded, longest)
         self.embedding.operations += operations((length, count) for _, length, count in batches)
         weights = count_weights(shape).embedding + shape["num_layers"] * count_weights(shape).layer
         self.embedding.memory = max(self.embedding.memory, self.process + 4.0 * weights)

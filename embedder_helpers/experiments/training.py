@@ -19,12 +19,11 @@ from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.losses import supervised_contrastive
 from embedder_helpers.models.batching import (
     ModelInputs,
-    bucket_length,
     paired_batches,
     training_batches,
 )
 from embedder_helpers.models.layers import NEW_LAYERS, initialize
-from embedder_helpers.models.text_model import TextModel, is_traced_once
+from embedder_helpers.models.text_model import TextModel, padded_length
 from embedder_helpers.utils import progress
 
 logger = logging.getLogger(__name__)
@@ -102,6 +101,19 @@ class Classifier(TextModel):
         return {name.removeprefix("head_"): value for name, value in metrics.items()}
 
 
+def shuffled_rows(
+    lengths: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    generator: np.random.Generator,
+    is_paired: bool = False,
+) -> list[np.ndarray]:
+    """Rows of shuffled batches of texts of similar length; see `shuffled_batches`."""
+    if is_paired:
+        return paired_batches(lengths, labels, batch_size, generator)
+    return training_batches(lengths, batch_size, generator)
+
+
 def shuffled_batches(
     inputs: ModelInputs,
     labels: np.ndarray,
@@ -123,14 +135,8 @@ def shuffled_batches(
     Yields:
         Model inputs and class numbers.
     """
-    if is_paired:
-        batches = paired_batches(inputs.lengths, labels, batch_size, generator)
-    else:
-        batches = training_batches(inputs.lengths, batch_size, generator)
-    for rows in batches:
-        length = int(inputs.lengths[rows].max())
-        if not is_traced_once():
-            length = bucket_length(length, longest)
+    for rows in shuffled_rows(inputs.lengths, labels, batch_size, generator, is_paired):
+        length = padded_length(inputs.lengths[rows], longest)
         yield inputs.batch(rows, length, len(rows)), labels[rows].astype("int32")
 
 

@@ -30,18 +30,15 @@ from embedder_helpers.models.batching import (
     ModelInputs,
     MultiLayerStates,
     RaggedArray,
-    inference_batches,
-    sorted_batches,
 )
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
 from embedder_helpers.models.layers import NEW_LAYERS, initialize
 from embedder_helpers.models.presets import Preset, from_preset
-from embedder_helpers.models.text_model import is_traced_once
+from embedder_helpers.models.text_model import forward_batches
 from embedder_helpers.models.tokenization import TokenizedTexts
 from embedder_helpers.utils import progress
 from embedder_helpers.utils.keras_state import own_keras_state
 
-EMBEDDING_TOKENS = 4096  # tokens per batch in inference
 PRESET_BYTES = 4 * 2**20  # of a saved preset besides its weights: tokenizer and HDF5's own
 CHUNK = 2048  # texts whose hidden states are held in memory at a time
 
@@ -143,12 +140,7 @@ class Embedder:
         embeddings = np.empty((len(inputs), self.width), "float32")
         work = {progress.EMBEDDING: self.forward_flops(inputs.lengths)}
         with progress.progress_bar(int(inputs.lengths.sum()), "embedding", "token", work) as bar:
-            if is_traced_once():
-                batches = sorted_batches(inputs.lengths, EMBEDDING_TOKENS, batch_size)
-            else:
-                budget = EMBEDDING_TOKENS, self.longest
-                batches = inference_batches(inputs.lengths, *budget, batch_size)
-            for rows, length, texts in batches:
+            for rows, length, texts in forward_batches(inputs.lengths, self.longest, batch_size):
                 output = self.model.predict_on_batch(inputs.batch(rows, length, texts))
                 embeddings[rows] = output[: len(rows)]
                 bar.update(int(inputs.lengths[rows].sum()))

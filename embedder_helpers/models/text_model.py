@@ -1,10 +1,14 @@
 """A Keras model of texts that is compiled once, for any number and length of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
+from embedder_helpers.models.batching import bucket_length, inference_batches, sorted_batches
+
+FORWARD_TOKENS = 4096  # per batch of a forward pass
 LABELS = ((None,), "int32")  # shape and dtype of a batch's class numbers
 TEXT_WEIGHTS = ((None,), "float32")  # and of its texts' weights
 
@@ -12,6 +16,35 @@ TEXT_WEIGHTS = ((None,), "float32")  # and of its texts' weights
 def is_traced_once() -> bool:
     """Whether one compiled function serves batches of every shape, so that padding is waste."""
     return keras.config.backend() != "jax"
+
+
+def padded_length(lengths: np.ndarray, longest: int) -> int:
+    """Positions of a batch in training: those of its longest text, or of its bucket if compiled.
+
+    Args:
+        lengths: `(texts,)` number of tokens of each text of the batch.
+        longest: positions of the longest bucket.
+    """
+    length = int(lengths.max())
+    return length if is_traced_once() else bucket_length(length, longest)
+
+
+def forward_batches(
+    lengths: np.ndarray, longest: int, batch_size: int | None = None
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Batches of a forward pass, with as few shapes or as little padding as the backend likes.
+
+    Args:
+        lengths: `(texts,)` number of tokens of each text.
+        longest: positions of the longest bucket.
+        batch_size: upper limit of the number of texts; None: no limit.
+
+    Yields:
+        Rows, padded length and padded number of texts.
+    """
+    if is_traced_once():
+        return sorted_batches(lengths, FORWARD_TOKENS, batch_size)
+    return inference_batches(lengths, FORWARD_TOKENS, longest, batch_size)
 
 
 class TextModel(keras.Model):

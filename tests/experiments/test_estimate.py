@@ -8,6 +8,7 @@ from embedder_helpers.__main__ import main
 from embedder_helpers.config import Experiment
 from embedder_helpers.experiments import estimate
 from embedder_helpers.experiments.estimate import Device, estimate_cost
+from embedder_helpers.models import text_model
 from embedder_helpers.models.presets import find_preset
 from embedder_helpers.models.shapes import count_weights, preset_shape, training_bytes
 from embedder_helpers.utils import environment, progress
@@ -169,7 +170,7 @@ def six_texts(tmp_path):
 def test_texts_are_padded_to_a_bucket_only_where_every_shape_is_compiled(
     six_texts, monkeypatch, is_traced_once, length
 ):
-    monkeypatch.setattr(estimate, "is_traced_once", lambda: is_traced_once)
+    monkeypatch.setattr(text_model, "is_traced_once", lambda: is_traced_once)
     table = estimate_cost([six_texts()], DEVICE)
     shape = preset_shape("slm_preset", "tiny_roberta")
     text = estimate.forward_operations(shape, length, shape["num_layers"], length) / 1e12

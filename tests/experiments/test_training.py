@@ -22,6 +22,7 @@ from embedder_helpers.experiments.training import (
     shuffled_batches,
     train_classifier,
 )
+from embedder_helpers.models import text_model
 from embedder_helpers.models.batching import MultiLayerStates, bucket_length, from_lengths
 from embedder_helpers.models.layers import LayerPooling, initialize
 from embedder_helpers.models.projection import build_projection
@@ -131,7 +132,7 @@ def batches_of(lengths, longest=256, batch_size=3, seed=33):
 @pytest.fixture(params=["longest", "bucket"])
 def padded_length(request, monkeypatch):
     """The function from a batch's longest text to its length, on backends of either kind."""
-    monkeypatch.setattr(training, "is_traced_once", lambda: request.param == "longest")
+    monkeypatch.setattr(text_model, "is_traced_once", lambda: request.param == "longest")
     return int if request.param == "longest" else bucket_length
 
 

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from embedder_helpers.__main__ import main
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
-from embedder_helpers.models import embedder as embedder_module
+from embedder_helpers.models import text_model
 from embedder_helpers.models.architectures import build_embedder
 from embedder_helpers.models.embedder import Head
 from embedder_helpers.models.tokenization import TokenizedTexts
@@ -96,7 +96,7 @@ def padded_lengths(embedder, monkeypatch, is_traced_once):
         lengths.append(batch["mask"].shape[1])
         return predict_on_batch(batch)
 
-    monkeypatch.setattr(embedder_module, "is_traced_once", lambda: is_traced_once)
+    monkeypatch.setattr(text_model, "is_traced_once", lambda: is_traced_once)
     with monkeypatch.context() as patch:
         patch.setattr(embedder.model, "predict_on_batch", record)
         return lengths, embedder.encode(TEXTS)
