@@ -72,11 +72,13 @@ PAGES = results/notebooks
 RENDER = $(BIN)/python tools/render_notebooks.py
 SMALL = {llm_preset: $(MODELS)/gemma3_270m, slm_preset: $(MODELS)/roberta_6l_384, \
   task_data: $(DATA), learning_rate: 2.0e-4}
+SWEEP = results/layer_sweep
+ABLATION = results/ablation
 notebooks: $(VENV)/.dev  ## execute the notebooks and write them with their outputs to results/notebooks
 	$(RENDER) notebooks/01_train_and_score.ipynb $(PAGES)/01_train_and_score.ipynb \
-	  -p CONFIG amazon_counterfactual_270m -p OVERRIDES '$(SMALL)' -p OUT build/notebooks/real
+	  -p CONFIG amazon_counterfactual -p OVERRIDES '$(SMALL)' -p OUT build/notebooks/real
 	$(RENDER) notebooks/02_layer_sweep.ipynb $(PAGES)/02_layer_sweep.ipynb \
-	  -p CONFIG layer_sweep_270m -p OVERRIDES '$(SMALL)' -p OUT build/notebooks/real
+	  -p CONFIG $(SWEEP)/sweep.yaml -p OUT $(SWEEP)
 	$(RENDER) notebooks/03_compare.ipynb $(PAGES)/03_compare.ipynb -p OUT build/notebooks/report
 	$(RENDER) notebooks/04_ablation.ipynb $(PAGES)/04_ablation.ipynb -p OUT build/notebooks/ablation
 

@@ -164,7 +164,7 @@ class Experiment:
         **GEMMA,
     )
     fusion: str = key(
-        "replace",
+        "add",
         one_of(FUSION_NAMES),
         "how projected hidden states enter RoBERTa: in place of its token embeddings, added to "
         "them token by token, or as extra tokens before them",
@@ -185,7 +185,7 @@ class Experiment:
         **FUSION,
     )
     late_fusion: bool = key(
-        False,
+        True,
         flag(),
         "put Gemma's own embedding (the mean of its hidden states, as they are fused, through a "
         "norm and a dense layer) beside RoBERTa's, which doubles the width",
@@ -238,14 +238,14 @@ class Experiment:
         when=_is_seeded,
     )
     epochs: int = key(
-        3,
+        5,
         integer(0),
         "passes over the training texts; 0 leaves RoBERTa untrained",
         group="Training",
         kinds=WITH_ROBERTA,
     )
     objective: str = key(
-        "cross_entropy",
+        "contrastive",
         one_of(("cross_entropy", "contrastive")),
         "the loss: the head's cross-entropy, or with it the supervised contrastive loss of the "
         "embeddings, by which texts of one label come to lie together",

@@ -373,7 +373,7 @@ def test_layer_pooling_is_irrelevant_for_a_single_cutoff(kind, llm_layers):
 
 
 def test_without_epochs_the_settings_of_training_are_irrelevant():
-    values = {"projection_start": "random", "objective": "contrastive"}
+    values = {"projection_start": "random", "objective": "contrastive", "late_fusion": False}
     trained = make_experiment(values | {"epochs": 1}).relevant_settings()
     untrained = make_experiment(values | {"epochs": 0}).relevant_settings()
     assert set(trained) - set(untrained) == TRAINING | CONTRASTIVE | {"state_dropout"}
@@ -413,12 +413,11 @@ def test_a_stored_experiment_has_what_was_the_case_before_a_setting_existed():
 
 
 def test_the_training_texts_are_relevant_for_a_closed_form_initialization():
-    ridge = make_experiment({"projection_start": "ridge", "epochs": 0}).relevant_settings()
-    random = make_experiment({"projection_start": "random", "epochs": 0}).relevant_settings()
-    assert set(ridge) - set(random) == SPLITS
-    added = make_experiment({"fusion": "add", "projection_start": "ridge", "epochs": 0})
-    zero = make_experiment({"fusion": "add", "epochs": 0})
-    assert set(added.relevant_settings()) - set(zero.relevant_settings()) == SPLITS
+    values = {"fusion": "add", "late_fusion": False, "epochs": 0}
+    ridge = make_experiment(values | {"projection_start": "ridge"}).relevant_settings()
+    for start in ("random", "zero"):
+        other = make_experiment(values | {"projection_start": start}).relevant_settings()
+        assert set(ridge) - set(other) == SPLITS
 
 
 @pytest.mark.parametrize("fitted", [{"probe": True}, {"llm_layers": "auto"}])

@@ -278,7 +278,7 @@ def requested(monkeypatch):
 
 
 def test_the_baselines_option_adds_both_baselines_of_each_hybrid(requested, tmp_path):
-    options = ["--set", "llm_layers=2", "--out", str(tmp_path)]
+    options = ["--set", "llm_layers=2", "--set", "seed=7", "--out", str(tmp_path)]
     assert main(["sweep", "quickstart", "--baselines", *options]) == 0
     assert [experiment.kind for experiment in requested] == ["roberta_only", "gemma_only", "hybrid"]
 

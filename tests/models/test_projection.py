@@ -127,7 +127,8 @@ def test_a_projection_initialized_with_zero_can_be_trained(projection, generator
 
 
 @pytest.mark.parametrize(
-    "keys", [{}, {"fusion": "prepend"}, {"fusion": "add", "projection_start": "random"}]
+    "keys",
+    [{"fusion": "replace"}, {"fusion": "prepend"}, {"fusion": "add", "projection_start": "random"}],
 )
 def test_a_projection_that_does_not_start_at_nothing_has_no_gate(keys):
     layers = build_projection("linear", **keys)

@@ -43,9 +43,9 @@ def test_results_that_differ_in_their_seed_are_one_row_with_an_interval():
 
 
 def test_results_that_differ_in_another_setting_are_rows_of_their_own():
-    table = comparison.comparison_table([*HYBRIDS, trained("hybrid", 1, 0.9, fusion="add")])
+    table = comparison.comparison_table([*HYBRIDS, trained("hybrid", 1, 0.9, fusion="prepend")])
     assert len(table) == 2
-    assert table["embedder"].str.contains("fusion add").sum() == 1
+    assert table["embedder"].str.contains("fusion prepend").sum() == 1
 
 
 def test_a_head_score_is_shown_if_there_is_a_head():
