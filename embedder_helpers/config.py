@@ -364,7 +364,7 @@ class Experiment:
                 f"projection_start is 'zero', but fusion is {self.fusion!r}: all hidden states "
                 "would be projected to the same vector; use ridge or random"
             )
-        if self.fusion == "prepend" and self.pooling == "first":
+        if (self.kind, self.fusion, self.pooling) == ("hybrid", "prepend", "first"):
             raise InputError(
                 "pooling is 'first', but fusion is 'prepend', which puts Gemma's hidden states "
                 "first: use mean, max or last"

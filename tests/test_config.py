@@ -288,6 +288,7 @@ def test_learned_layer_pooling_is_accepted_for_the_other_kinds(kind):
 def test_pooling_the_first_token_is_an_error_if_hidden_states_are_prepended():
     with pytest.raises(InputError, match="pooling is 'first', but fusion is 'prepend'"):
         make_experiment({"fusion": "prepend", "pooling": "first"})
+    make_experiment({"kind": "roberta_only", "fusion": "prepend", "pooling": "first"})
 
 
 @pytest.mark.parametrize(

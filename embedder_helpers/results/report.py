@@ -61,8 +61,8 @@ def summarize(results: Sequence[Result], out: str | Path) -> list[Path]:
     """Print the tables of results, and write them and their figures to a folder.
 
     If a task has at least three cutoffs, the layer table and the curves over the cutoff are
-    included; if an embedder has several seeds, means with 95 % CIs and paired differences; of a
-    search over settings, the mean rank of each recipe, which comes first.
+    included; if an embedder has several seeds, means with 95 % CIs and paired differences. A search
+    over settings has the mean rank of each recipe first, and no figure of its many scores.
 
     Args:
         results: results of any tasks.
@@ -78,13 +78,17 @@ def summarize(results: Sequence[Result], out: str | Path) -> list[Path]:
     text = comparison.format_comparison(results) + format_results(results)
     if has_curves := has_layer_curve(results):
         text = to_markdown(layer_table(results)) + "\n" + text
-    text = format_ranking(results) + text
+    ranking = format_ranking(results)
+    text = ranking + text
     print(text)  # even if the disk turns out to be full
     folder = writable_folder(out)
-    paths = [folder / SCORES_FIGURE]
-    figures.plot_scores(results, folder / SCORES_FIGURE)
-    with contextlib.suppress(OSError):
-        (folder / LAYERS_FIGURE).unlink()  # it may show other results
+    for name in (SCORES_FIGURE, LAYERS_FIGURE):  # they may show other results
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+    paths = []
+    if not ranking:
+        figures.plot_scores(results, folder / SCORES_FIGURE)
+        paths.append(folder / SCORES_FIGURE)
     if has_curves:
         figures.plot_layers(results, folder / LAYERS_FIGURE)
         paths.append(folder / LAYERS_FIGURE)
@@ -192,7 +196,7 @@ def report_sections(results: Sequence[Result]) -> list[Section]:
             "Means over seeds and runs of the protocol, with 95 % CIs; embedders trained with a "
             "single seed have no CI.",
             comparison.comparison_table(results),
-            figures.plot_scores(results),
+            None if rank_notes(results) else figures.plot_scores(results),
         ),
         Section(
             "differences",
