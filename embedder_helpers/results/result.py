@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from embedder_helpers import __version__
 from embedder_helpers.config import Experiment, resolve_cutoffs, settings, stored_experiment
 from embedder_helpers.data.tasks import Task
 from embedder_helpers.errors import InputError, shorten, show
@@ -20,6 +19,10 @@ from embedder_helpers.utils.json_files import CHECKSUM, check_checksum, read_jso
 from embedder_helpers.utils.stored_values import between, check_fields, check_settings, having
 
 logger = logging.getLogger(__name__)
+
+# The version since which experiments give the same figures; part of every result's name. A change
+# that alters figures sets it to its own version, so that nothing older is taken for a new result.
+FIGURES_SINCE = "0.6.0"
 
 MAX_BYTES = 2**24  # of a result file
 MAX_NAME = 60  # letters of a task's name in the name of a file
@@ -223,7 +226,7 @@ def result_name(
         relevant["llm_layers"] = cutoffs  # 10 and -9 of 18 are the same cutoff
     if experiment.kind != "gemma_only":
         parts.append(f"seed{experiment.seed}" if experiment.epochs else "untrained")
-    content = json.dumps([relevant, dict(inputs), __version__], sort_keys=True).encode()
+    content = json.dumps([relevant, dict(inputs), FIGURES_SINCE], sort_keys=True).encode()
     stem = "-".join(parts)[:MAX_STEM].rstrip("+-")
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.json"
 

@@ -269,6 +269,16 @@ def test_other_data_under_the_same_path_change_the_name(task_folder, tmp_path):
     assert name_of(tmp_path, task_folder, kind="gemma_only") != before
 
 
+def test_a_release_keeps_names_and_a_change_of_figures_changes_them(
+    task_folder, tmp_path, monkeypatch
+):
+    before = name_of(tmp_path, task_folder, kind="gemma_only")
+    monkeypatch.setattr("embedder_helpers.__version__", "99.0")
+    assert name_of(tmp_path, task_folder, kind="gemma_only") == before
+    monkeypatch.setattr("embedder_helpers.results.result.FIGURES_SINCE", "99.0")
+    assert name_of(tmp_path, task_folder, kind="gemma_only") != before
+
+
 @pytest.mark.parametrize(
     "name", ["n" * 255, "情" * 85, ".hidden", "a b:c*?<>|", "-", "two\nlines", "..."]
 )
