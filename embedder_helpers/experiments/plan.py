@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,13 @@ class Status(Enum):
     FINISHED = "finished"
     SKIPPED = "skipped"  # for lack of time
     FAILED = "failed"
+
+
+class Outcome(NamedTuple):
+    """How one experiment ended, and why if it was not finished."""
+
+    status: Status
+    reason: str = ""
 
 
 @dataclass(frozen=True)

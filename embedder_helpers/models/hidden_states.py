@@ -1,34 +1,69 @@
 """The cache of hidden states on disk: those of a text are computed once for all experiments.
 
-A folder per model holds a `LayerFile` per spec. A text is identified by its token ids, which hold
-all that Gemma sees of text, tokenizer and length limit, so that experiments, tasks and seeds share
-the same hidden states.
+A folder per model holds files of a shard of texts each (`shard_file`), for each spec. A text is
+identified by its token ids, which hold all that Gemma sees of text, tokenizer and length limit, so
+that experiments, tasks and seeds share the same hidden states. Processes on whatever machines may
+share the folder: a file never changes, and one that a living process reads is not deleted.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import filelock
 import numpy as np
 import pandas as pd
 
 from embedder_helpers.errors import InputError
-from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, stack_layers
+from embedder_helpers.models.batching import (
+    MultiLayerStates,
+    RaggedArray,
+    from_lengths,
+    stack_layers,
+)
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
-from embedder_helpers.models.layer_file import LayerFile, count_records, delete_files, file_size
+from embedder_helpers.models.shard_file import (
+    SUFFIX,
+    TEXT_BYTES,
+    MappedStates,
+    ShardFile,
+    shard_path,
+    write_shard,
+)
+from embedder_helpers.models.use_marks import names_in_use, own_mark
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.files import writable_folder
 
 logger = logging.getLogger(__name__)
 
 RESERVE = 2 * 10**9  # bytes of the disk that are left free
-FORMAT = 2  # raised when the files' format, or what Gemma computes for them, changes
+FORMAT = 3  # raised when the files' format, or what Gemma computes for them, changes
+SHARD_BYTES = 2**26  # of a file at most, unless a single text is longer
+MIN_SHARD_TOKENS, MAX_SHARDS = 4096, 32  # smaller shards are not worth a file
+
+# For each kind of hidden states, `(texts,)` whether a text's are wanted.
+Wanted = Mapping[HiddenStateSpec, np.ndarray]
+
+
+class Found(NamedTuple):
+    """What the cache has of some texts for one spec.
+
+    Attributes:
+        states: of the texts, memory-mapped.
+        complete: `(texts,)` whether a text's are there, and intact.
+        paths: of the files that they are in.
+    """
+
+    states: RaggedArray
+    complete: np.ndarray
+    paths: set[Path]
 
 
 class HiddenStateCache:
@@ -45,19 +80,20 @@ class HiddenStateCache:
     def __init__(self, folder: str | Path, gigabytes: float | None = None):
         self.folder = writable_folder(folder, "states_dir")
         self.limit = float("inf") if gigabytes is None else gigabytes * 1e9
+        self._files: dict[Path, ShardFile | None] = {}  # None: damaged
+        self._mark = own_mark(self.folder)
+        _log_old_files(self.folder)
 
     def lookup(
         self, gemma: Gemma, ids: RaggedArray, specs: Sequence[HiddenStateSpec]
     ) -> RaggedArray | MultiLayerStates | None:
         """Hidden states of texts, memory-mapped; None unless all of them are cached."""
         keys = text_keys(ids)
-        files = [self.layer_file(gemma, spec) for spec in specs]
-        layers = [file.lookup(keys) for file in files]
-        if not all(complete.all() for _, complete in layers):
+        found = [self._find(gemma, spec, keys) for spec in specs]
+        if not all(one.complete.all() for one in found):
             return None
-        for file in files:
-            file.path.touch()  # the least recently used file is deleted first
-        return stack_layers([states for states, _ in layers])
+        self._use(set().union(*(one.paths for one in found)))
+        return stack_layers([one.states for one in found])
 
     def get_or_compute(
         self, gemma: Gemma, ids: RaggedArray, specs: Sequence[HiddenStateSpec]
@@ -73,110 +109,184 @@ class HiddenStateCache:
             states = self.lookup(gemma, ids, specs)
         if states is None:
             raise InputError(
-                f"another process deleted hidden states of {gemma.preset.name} that this one had "
-                "just computed: raise states_gigabytes, or give each process its own states_dir"
+                f"somebody deleted hidden states of {gemma.preset.name} in {self.folder} that this "
+                "process had just computed: give each user a states_dir of their own"
             )
         return states
 
-    def compute_missing(
-        self,
-        gemma: Gemma,
-        ids: RaggedArray,
-        wanted: Mapping[HiddenStateSpec, np.ndarray],
-        shard: int = 0,
-        num_shards: int = 1,
-    ) -> None:
+    def compute_missing(self, gemma: Gemma, ids: RaggedArray, wanted: Wanted) -> None:
         """Compute the hidden states that are missing; each text passes through each layer once.
 
-        Each batch is written as soon as it is computed, so a process that was killed continues
-        with the missing texts, in the same batches.
+        They are written shard by shard, so a process that was killed continues with the shards
+        that are missing. What `wanted` does not name may be deleted from now on.
 
         Args:
             gemma: model.
             ids: token ids of texts.
             wanted: mask `(texts,)` of the texts whose hidden states are wanted, for each spec.
-            shard: number of the shard of texts that this process computes first, from 0.
-            num_shards: number of processes that compute the same hidden states.
 
         Raises:
             InputError: they do not fit the size limit, or are not finite.
         """
-        keys = text_keys(ids)
-        wanted = {spec: _first_occurrences(keys, mask) for spec, mask in wanted.items()}
-        if not self.missing(gemma, keys, wanted):
-            return  # without waiting for a process that computes others
         try:
-            for lock_name, texts in _shards(ids.lengths, shard, num_shards):
-                with self._locked(gemma, lock_name):
-                    self._compute_shard(gemma, ids, keys, wanted, texts)
+            for shard in self.prepare(gemma, ids, wanted):
+                self.compute_shard(gemma, ids, wanted, shard)
         finally:
             gemma.unload()
 
-    def _compute_shard(
-        self,
-        gemma: Gemma,
-        ids: RaggedArray,
-        keys: list[bytes],
-        wanted: Mapping[HiddenStateSpec, np.ndarray],
-        texts: np.ndarray,
-    ) -> None:
-        """Compute what is missing of the texts of one shard, `(texts,)` bool."""
+    def prepare(self, gemma: Gemma, ids: RaggedArray, wanted: Wanted) -> list[np.ndarray]:
+        """Make room for what is missing, and divide it into shards.
+
+        Shards follow from what is wanted, and not from what is missing of it, so that the batches
+        in which a text is computed, on which the last bits may depend, are always the same.
+
+        Returns:
+            Rows of `ids` for each shard of which something is missing, the longest texts first.
+
+        Raises:
+            InputError: it does not fit the size limit.
+        """
+        keys = text_keys(ids)
+        wanted = _first_occurrences(keys, wanted)
+        if not np.any(list(wanted.values())):
+            return []
+        if self.missing(gemma, keys, wanted):
+            self._make_room(gemma, ids, keys, wanted)
         missing = self.missing(gemma, keys, wanted)
-        missing_in_shard = {spec: mask & texts for spec, mask in missing.items()}
-        if not np.any(list(missing_in_shard.values())):
+        found = (self._find(gemma, spec, keys, mask).paths for spec, mask in wanted.items())
+        self._mark.replace(set().union(*found))
+        is_missing = np.any(list(missing.values()), axis=0)
+        widest = max((self._token_bytes(gemma, spec) for spec in wanted), default=1)
+        shards = _shards(ids.lengths, np.any(list(wanted.values()), axis=0), SHARD_BYTES // widest)
+        return [rows for rows in shards if np.any(is_missing[rows])] if missing else []
+
+    def compute_shard(
+        self, gemma: Gemma, ids: RaggedArray, wanted: Wanted, shard: np.ndarray
+    ) -> None:
+        """Compute what is missing of one shard.
+
+        Memory: besides what `Gemma.forward_layers` takes, the shard's hidden states.
+
+        Args:
+            gemma: model; it keeps its weights for the next shard.
+            ids: token ids of texts.
+            wanted: as in `prepare`.
+            shard: rows that `prepare` returned.
+
+        Raises:
+            InputError: hidden states that are not finite; not enough memory; a full disk.
+        """
+        keys = text_keys(ids)
+        wanted = {
+            spec: mask & np.isin(np.arange(len(ids)), shard)
+            for spec, mask in _first_occurrences(keys, wanted).items()
+        }
+        missing = self.missing(gemma, keys, wanted)
+        if not missing:  # another process has computed them
             return
         resume_from = self._resume_point(gemma, keys, missing)
-        self._make_room_for(gemma, ids, keys, wanted, resume_from)
-        files = {spec: self.layer_file(gemma, spec) for spec in wanted}
-        groups = _group_by_missing(missing_in_shard)
+        groups = _group_by_missing(missing)
         # The groups with the largest cutoffs first, so that Gemma's layers are loaded once.
         for rows, specs in sorted(groups, key=lambda group: -group[1][-1].cutoff):
             resume_rows = (resume_from[0], resume_from[1].select(rows)) if resume_from else None
-            batches = gemma.forward_layers(ids.select(rows), specs, resume_rows)
-            for spec, batch_rows, states in batches:
-                done = rows[batch_rows]
-                with self._locked(gemma, "writing"):
-                    files[spec].append([keys[row] for row in done], ids.lengths[done], states)
+            parts = gemma.forward_layers(ids.select(rows), specs, resume_rows)
+            for spec, states in _collect(parts, ids.lengths[rows], gemma.preset.width):
+                self._write(gemma, spec, [keys[row] for row in rows], states)
+
+    def _write(
+        self, gemma: Gemma, spec: HiddenStateSpec, keys: list[bytes], states: RaggedArray
+    ) -> None:
+        folder = self.model_folder(gemma)
+        folder.mkdir(exist_ok=True)
+        path = shard_path(folder, _prefix(spec), keys)
+        write_shard(path, keys, states)
+        self._files.pop(path, None)  # of which a damaged one may be open
+        self._mark.add({path})
 
     def missing(
-        self, gemma: Gemma, keys: Sequence[bytes], wanted: Mapping[HiddenStateSpec, np.ndarray]
+        self, gemma: Gemma, keys: Sequence[bytes], wanted: Wanted
     ) -> dict[HiddenStateSpec, np.ndarray]:
         """For each spec, `(texts,)` which wanted texts are not cached; empty if all are."""
         missing = {
-            spec: mask & ~self.layer_file(gemma, spec).lookup(keys)[1]
+            spec: mask & ~self._find(gemma, spec, keys, mask).complete
             for spec, mask in wanted.items()
         }
         return missing if np.any(list(missing.values())) else {}
 
     def _resume_point(
-        self, gemma: Gemma, keys: Sequence[bytes], missing: Mapping[HiddenStateSpec, np.ndarray]
+        self, gemma: Gemma, keys: Sequence[bytes], missing: Wanted
     ) -> tuple[int, RaggedArray] | None:
         """The largest cutoff whose cached raw hidden states all that is missing can start from."""
         smallest = min(spec.cutoff for spec, mask in missing.items() if mask.any())
         needed = np.any(list(missing.values()), axis=0)
         for cutoff in range(smallest, 0, -1):
-            raw = self.layer_file(gemma, HiddenStateSpec(cutoff, "none"))
-            states, complete = raw.lookup(keys)
-            if complete[needed].all():
-                return cutoff, states
+            found = self._find(gemma, HiddenStateSpec(cutoff, "none"), keys, needed)
+            if found.complete[needed].all():
+                return cutoff, found.states
         return None
 
-    def layer_file(self, gemma: Gemma, spec: HiddenStateSpec) -> LayerFile:
-        """The file of a model's hidden states for one spec."""
-        version = environment.package_versions()["keras-hub"]
-        preset = gemma.preset
-        content = f"{FORMAT} {version} {preset.fingerprint} {gemma.dtype}".encode()
-        name = re.sub(r"\W+", "_", Path(preset.name).name)
-        folder = self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
-        path = folder / f"k{spec.cutoff:02d}-{spec.norm}.states"
-        return LayerFile(path, preset.width, spec.dtype)
+    def _find(
+        self,
+        gemma: Gemma,
+        spec: HiddenStateSpec,
+        keys: Sequence[bytes],
+        mask: np.ndarray | None = None,
+    ) -> Found:
+        """What is cached of those of the texts that a mask `(texts,)` names; None: of all."""
+        files = self._open_files(gemma, spec)
+        starts = np.cumsum([0, *(len(file.states.values) for file in files)])
+        offsets, lengths = np.zeros((2, len(keys)), "int64")
+        complete, paths = np.zeros(len(keys), bool), set()
+        for text in range(len(keys)) if mask is None else np.flatnonzero(mask):
+            for number, file in enumerate(files):
+                row = file.rows.get(keys[text])
+                if row is not None and file.is_intact(row):  # else it may be in another one too
+                    offsets[text] = starts[number] + file.states.offsets[row]
+                    lengths[text] = file.states.lengths[row]
+                    complete[text] = True
+                    paths.add(file.path)
+                    break
+        values = [file.states.values for file in files]
+        empty = np.empty((0, gemma.preset.width), spec.dtype)
+        joined = MappedStates(values) if len(values) > 1 else next(iter(values), empty)
+        return Found(RaggedArray(joined, offsets, lengths), complete, paths)
 
-    def bytes_of(
-        self, gemma: Gemma, ids: RaggedArray, wanted: Mapping[HiddenStateSpec, np.ndarray]
-    ) -> int:
+    def _open_files(self, gemma: Gemma, spec: HiddenStateSpec) -> list[ShardFile]:
+        """The files of a spec that are whole; each is opened once."""
+        pattern = f"{_prefix(spec)}-*{SUFFIX}"
+        paths = sorted(self.model_folder(gemma).glob(pattern))
+        for path in paths:
+            if path not in self._files:
+                try:
+                    self._files[path] = ShardFile(path)
+                except FileNotFoundError:  # another process has just deleted it
+                    continue
+                except (OSError, ValueError) as error:
+                    logger.warning("hidden states: computed again, since %s", error)
+                    self._files[path] = None
+        return [file for path in paths if (file := self._files.get(path))]
+
+    def _use(self, paths: set[Path]) -> None:
+        """Note that files are read: now, for what to delete first, and by this process."""
+        self._mark.add(paths)
+        for path in paths:
+            with contextlib.suppress(OSError):  # deleted, or not ours: it stays readable
+                os.utime(path)
+
+    def model_folder(self, gemma: Gemma) -> Path:
+        """The folder of a model's hidden states."""
+        version = environment.package_versions()["keras-hub"]
+        content = f"{FORMAT} {version} {gemma.preset.fingerprint} {gemma.dtype}".encode()
+        name = re.sub(r"\W+", "_", Path(gemma.preset.name).name)
+        return self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+    def _token_bytes(self, gemma: Gemma, spec: HiddenStateSpec) -> int:
+        return gemma.preset.width * np.dtype(spec.dtype).itemsize
+
+    def bytes_of(self, gemma: Gemma, ids: RaggedArray, wanted: Wanted) -> int:
         """Bytes on disk of the wanted texts' hidden states, over all specs."""
         return sum(
-            int(ids.lengths @ mask) * self.layer_file(gemma, spec).token_bytes
+            int(ids.lengths @ mask) * self._token_bytes(gemma, spec) + int(mask.sum()) * TEXT_BYTES
             for spec, mask in wanted.items()
         )
 
@@ -187,12 +297,17 @@ class HiddenStateCache:
 
     def summary(self) -> pd.DataFrame:
         """A row per spec: model, cutoff, norm, texts, gigabytes, and when it was last used."""
-        rows = []
+        groups: dict[tuple[str, str, str], list[Path]] = {}
         for path in self._paths():
-            cutoff, norm = re.fullmatch(r"k(\d+)-(\w+)", path.stem).groups()
-            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-            size = file_size(path) / 1e9
-            rows.append((path.parent.name, int(cutoff), norm, count_records(path), size, used))
+            cutoff, norm = re.fullmatch(r"k(\d+)-(\w+)-\w+", path.stem).groups()
+            groups.setdefault((path.parent.name, cutoff, norm), []).append(path)
+        rows = []
+        for (model, cutoff, norm), paths in groups.items():
+            used = max(map(_last_used, paths))
+            texts = {key for path in paths for key in _keys_of(path)}
+            size = sum(map(_file_size, paths)) / 1e9
+            shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+            rows.append((model, int(cutoff), norm, len(texts), size, shown))
         columns = ("model", "cutoff", "norm", "texts", "gigabytes", "last used")
         return pd.DataFrame(rows, columns=columns)
 
@@ -211,104 +326,162 @@ class HiddenStateCache:
                 f"{self.folder} contains no hidden states of {model!r}: "
                 "`python -m embedder_helpers states` lists the names"
             )
-        return sum(delete_files(path) for path in paths)
+        paths += [] if model else _old_files(self.folder)
+        size = sum(map(_file_size, paths))
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return size
 
     def _paths(self) -> list[Path]:
         """Files of hidden states, the least recently used first."""
-        paths = []
-        for path in self.folder.glob("*/k*.states"):
-            with contextlib.suppress(FileNotFoundError):  # another process has just deleted it
-                paths.append((path.stat().st_mtime, path))
-        return [path for _, path in sorted(paths)]
+        return sorted(self.folder.glob(f"*/k*{SUFFIX}"), key=lambda path: (_last_used(path), path))
 
-    def _make_room_for(
-        self,
-        gemma: Gemma,
-        ids: RaggedArray,
-        keys: list[bytes],
-        wanted: Mapping[HiddenStateSpec, np.ndarray],
-        resume_from: tuple[int, RaggedArray] | None,
-    ) -> None:
-        """Make room for what is wanted, by all processes, and not yet written by any."""
-        wanted_keys = {
-            spec: {keys[row] for row in np.flatnonzero(mask)} for spec, mask in wanted.items()
-        }
-        in_use = dict(wanted_keys)
-        if resume_from:
-            in_use[HiddenStateSpec(resume_from[0], "none")] = set(keys)
-        with self._locked(gemma, "writing"):
-            cached = sum(
-                self.layer_file(gemma, spec).bytes_of(spec_keys)
-                for spec, spec_keys in wanted_keys.items()
-            )
-            self._make_room(gemma, self.bytes_of(gemma, ids, wanted) - cached, in_use)
+    def _make_room(self, gemma: Gemma, ids: RaggedArray, keys: list[bytes], wanted: Wanted) -> None:
+        """Delete files, the least recently used first, until what is wanted fits.
 
-    def _make_room(
-        self, gemma: Gemma, new: int, in_use: Mapping[HiddenStateSpec, set[bytes]]
-    ) -> None:
-        """Delete what was least recently used until so many new bytes fit.
-
-        First files that are not in use; then, in those that are, the texts that are not.
+        First those in which nothing is wanted; then those with the least that is, which is computed
+        again. What another process reads stays.
         """
-        files = {}
-        for spec, keys in in_use.items():
-            file = self.layer_file(gemma, spec)
-            files[file.path] = file, keys
-        used = sum(file.bytes_of(keys) for file, keys in files.values())
-        if used + new > self.capacity():
+        needed, others = self.bytes_of(gemma, ids, wanted), names_in_use(self.folder)
+        kept = sum(_file_size(path) for path in self._paths() if _name(path) in others)
+        useful = self._useful_bytes(gemma, keys, wanted)
+        new = needed - sum(useful.values())
+        kept_useful = sum(size for path, size in useful.items() if _name(path) in others)
+        if needed - kept_useful + kept > self.capacity():
+            size = f"{(needed - kept_useful + kept) / 1e9:.2f} GB"
+            with_others = ", with those that other processes read" if kept else ""
             raise InputError(
-                f"hidden states need {(used + new) / 1e9:.2f} GB, but {self.folder} has room for "
-                f"{self.capacity() / 1e9:.2f} GB: set states_dir to a larger disk, raise "
+                f"hidden states need {size}{with_others}, but {self.folder} has room "
+                f"for {self.capacity() / 1e9:.2f} GB: set states_dir to a larger disk, raise "
                 "states_gigabytes, or lower max_train_texts"
             )
-        for path in sorted(self._paths(), key=files.__contains__):
+        resumed = self._resumed_paths(gemma, keys, wanted)
+        for path in sorted(self._paths(), key=lambda path: useful.get(path, path in resumed)):
             if self._used_bytes() + new <= self.capacity():
                 return
-            name = f"{path.parent.name} {path.stem}"
-            if path not in files:
-                logger.info("hidden states: %s deleted to make room", name)
-                delete_files(path)
-            else:
-                logger.info("hidden states: %s deleted except for the texts in use", name)
-                file, keys = files[path]
-                file.keep_only(keys)
+            if _name(path) in others:
+                continue
+            logger.info("hidden states: %s deleted to make room", _name(path))
+            path.unlink(missing_ok=True)
+            self._files.pop(path, None)
+            new += useful.get(path, 0)
+
+    def _useful_bytes(self, gemma: Gemma, keys: list[bytes], wanted: Wanted) -> dict[Path, int]:
+        """Of the files in which something is wanted, how much."""
+        useful: dict[Path, int] = {}
+        for spec, mask in wanted.items():
+            wanted_keys = {keys[row] for row in np.flatnonzero(mask)}
+            for file in self._open_files(gemma, spec):
+                rows = [row for row, key in enumerate(file.keys) if key in wanted_keys]
+                intact = [row for row in rows if file.is_intact(row)]
+                wanted_keys -= {file.keys[row] for row in intact}
+                if tokens := int(file.states.lengths[intact].sum()):
+                    useful[file.path] = tokens * self._token_bytes(gemma, spec)
+        return useful
+
+    def _resumed_paths(self, gemma: Gemma, keys: list[bytes], wanted: Wanted) -> set[Path]:
+        """The files of raw hidden states that what is missing starts from."""
+        missing = self.missing(gemma, keys, wanted)
+        resume_from = self._resume_point(gemma, keys, missing)
+        if not resume_from:
+            return set()
+        needed = np.any(list(missing.values()), axis=0)
+        return self._find(gemma, HiddenStateSpec(resume_from[0], "none"), keys, needed).paths
 
     def _used_bytes(self) -> int:
-        return sum(map(file_size, self._paths()))
-
-    @contextlib.contextmanager
-    def _locked(self, gemma: Gemma, name: str) -> Iterator[None]:
-        """Hold a lock while computing a shard of a model's hidden states, or while writing.
-
-        The process that gets it next finds them in the cache.
-        """
-        folder = self.layer_file(gemma, HiddenStateSpec(1, "none")).path.parent
-        folder.mkdir(exist_ok=True)
-        lock = filelock.FileLock(folder / name)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            if name != "writing":
-                logger.info("hidden states: waiting for another process to compute %s", folder)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return sum(map(_file_size, self._paths()))
 
 
-def _shards(lengths: np.ndarray, shard: int, num_shards: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The name of a lock and a mask `(texts,)` for each shard, this process's own first.
+def _prefix(spec: HiddenStateSpec) -> str:
+    return f"k{spec.cutoff:02d}-{spec.norm}"
 
-    Shards are balanced in number and length of texts. After its own, a process waits for the
-    others, or computes those of a process that died.
+
+def _name(path: Path) -> str:
+    """The name of a file for people, and in the marks of processes."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def _file_size(path: Path) -> int:
+    with contextlib.suppress(OSError):  # another process has just deleted it
+        return path.stat().st_size
+    return 0
+
+
+def _last_used(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _keys_of(path: Path) -> list[bytes]:
+    try:
+        return ShardFile(path).keys
+    except (OSError, ValueError):
+        return []
+
+
+def _old_files(folder: Path) -> list[Path]:
+    """Those of versions before 0.7.0, which kept a file per spec and an index beside it."""
+    return [path for suffix in ("states", "index") for path in folder.glob(f"*/k*.{suffix}")]
+
+
+@functools.cache  # once in a process
+def _log_old_files(folder: Path) -> None:
+    if size := sum(map(_file_size, _old_files(folder))):
+        logger.info(
+            "hidden states: %.2f GB of an earlier version in %s are not read any more; `python -m "
+            "embedder_helpers states --clear` deletes them, and all others",
+            size / 1e9,
+            folder,
+        )
+
+
+def _shards(lengths: np.ndarray, mask: np.ndarray, most: int) -> list[np.ndarray]:
+    """Rows of each shard, of texts of similar length.
+
+    Args:
+        lengths: `(texts,)` number of tokens of each text.
+        mask: `(texts,)` which texts are in one.
+        most: tokens of a shard; a longer text has one of its own.
     """
-    order = np.argsort(lengths, kind="stable")
-    for turn in range(num_shards):
-        number = (shard + turn) % num_shards
-        mask = np.zeros(len(lengths), bool)
-        mask[order[number::num_shards]] = True
-        yield f"lock-{number}-of-{num_shards}" if num_shards > 1 else "lock", mask
+    rows = np.flatnonzero(mask)
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    total = int(lengths[rows].sum())
+    most = max(1, min(most, max(MIN_SHARD_TOKENS, -(-total // MAX_SHARDS))))
+    shards: list[list[int]] = []
+    room = 0
+    for row in rows.tolist():
+        if lengths[row] > room:
+            shards.append([])
+            room = most
+        shards[-1].append(row)
+        room -= int(lengths[row])
+    return [np.array(shard) for shard in shards]
+
+
+def _collect(
+    parts: Iterator[tuple[HiddenStateSpec, np.ndarray, np.ndarray]],
+    lengths: np.ndarray,
+    width: int,
+) -> Iterator[tuple[HiddenStateSpec, RaggedArray]]:
+    """The hidden states of all texts for a spec, as soon as the last batch has come.
+
+    Args:
+        parts: what `Gemma.forward_layers` yields.
+        lengths: `(texts,)` number of tokens of each text.
+        width: size of a hidden state.
+    """
+    begun: dict[HiddenStateSpec, tuple[RaggedArray, set[int]]] = {}
+    for spec, rows, batch in parts:
+        if spec not in begun:
+            values = np.empty((int(lengths.sum()), width), spec.dtype)
+            begun[spec] = from_lengths(values, lengths), set(range(len(lengths)))
+        states, rest = begun[spec]
+        for row, text in zip(rows, np.split(batch, np.cumsum(lengths[rows])[:-1]), strict=True):
+            states.text(row)[:] = text
+        rest.difference_update(np.asarray(rows).tolist())
+        if not rest:
+            yield spec, begun.pop(spec)[0]
 
 
 def text_keys(ids: RaggedArray) -> list[bytes]:
@@ -317,12 +490,13 @@ def text_keys(ids: RaggedArray) -> list[bytes]:
     return [hashlib.blake2b(text, digest_size=16).digest() for text in texts]
 
 
-def _first_occurrences(keys: Sequence[bytes], mask: np.ndarray) -> np.ndarray:
-    """The mask, moved to the first row of each key, so that a duplicate is computed once."""
+def _first_occurrences(keys: Sequence[bytes], wanted: Wanted) -> dict[HiddenStateSpec, np.ndarray]:
+    """The masks, moved to the first row of each key, so that a duplicate is computed once."""
     first: dict[bytes, int] = {}
     rows = np.array([first.setdefault(key, row) for row, key in enumerate(keys)], int)
-    moved = np.zeros(len(keys), bool)
-    moved[rows[mask]] = True
+    moved = {spec: np.zeros(len(keys), bool) for spec in wanted}
+    for spec, mask in wanted.items():
+        moved[spec][rows[mask]] = True
     return moved
 
 

@@ -18,6 +18,7 @@ import filelock
 import h5py
 import numpy as np
 import pytest
+from embedder_helpers.models.layer_file import count_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_gemma import TEXTS, TINY, shared_gemma, token_ids, two_texts_per_batch
@@ -26,7 +27,6 @@ from embedder_helpers.errors import InputError
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, from_lengths
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import RESERVE, HiddenStateCache, _shards, text_keys
-from embedder_helpers.models.layer_file import count_records
 from embedder_helpers.models.preset_files import hdf5_datasets
 from embedder_helpers.models.presets import find_preset
 
