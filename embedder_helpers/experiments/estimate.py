@@ -118,7 +118,7 @@ def measure_device() -> Device:
             is_cpu=True,
         )
     float32, half = PRODUCTS_OF_GPU * float32, PRODUCTS_OF_GPU * half
-    count = max(1, len(environment.gpu_ids()))
+    count = max(1, environment.count_gpus())
     memory = environment.free_memory()
     return Device(float32, half, half_dtype, half or float32, memory, count)
 

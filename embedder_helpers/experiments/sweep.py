@@ -4,7 +4,9 @@ A finished result is read, not computed again; a failing experiment is reported 
 on; a sweep that was killed continues where it stopped.
 """
 
+import importlib.util
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,9 @@ from embedder_helpers.utils.files import writable_folder
 
 logger = logging.getLogger(__name__)
 
+LOCAL = "local"  # a Ray of this machine's own
+INSTALL_RAY = 'pip install "ray>=2.40"'
+
 
 class SweepResults(NamedTuple):
     """The results of a sweep, and the reason for each experiment or table that was not finished."""
@@ -30,7 +35,11 @@ class SweepResults(NamedTuple):
 
 
 def run_experiments(
-    experiments: Sequence[Experiment], out: str | Path = "results", hours: float | None = None
+    experiments: Sequence[Experiment],
+    out: str | Path = "results",
+    hours: float | None = None,
+    cluster: str | None = None,
+    cpus_per_worker: int | None = None,
 ) -> SweepResults:
     """Run experiments, skipping those whose result file exists.
 
@@ -43,13 +52,16 @@ def run_experiments(
         experiments: to run; all are checked before the first one starts.
         out: folder for the result files.
         hours: time limit; None: as long as the platform's session lasts.
+        cluster: address of a Ray cluster, or `local` for a Ray of this machine's own; None:
+            RAY_ADDRESS, or `local` if there are several GPUs, or else this process alone.
+        cpus_per_worker: CPUs of each process of a cluster without GPUs; None: a machine's.
 
     Raises:
         InputError: an invalid input; or no experiment could be finished.
     """
     folder = writable_folder(out)
     until = session.deadline(hours)
-    plans = _plan_all(experiments, folder)
+    plans = plan_all(experiments, folder)
     todo = _unfinished(plans)
     if restored := session.restore_results(plan.path for plan in todo):
         logger.info(
@@ -65,15 +77,42 @@ def run_experiments(
         logger.info("  note: %s", note)
     outcomes: dict[str, Outcome] = {}
     if todo:
-        from embedder_helpers.experiments.executor import run_all  # imports Keras
-
-        outcomes = run_all(plans, todo, until)
+        outcomes = _run_all(experiments, plans, todo, folder, until, cluster, cpus_per_worker)
     results = _collect(plans, outcomes)
     try:
         tables.write_csv(folder)
     except InputError as error:  # the results are finished, and may have taken hours
         results.failed[tables.CSV_FILE] = str(error)
     return results
+
+
+def _run_all(
+    experiments: Sequence[Experiment],
+    plans: Sequence[Plan],
+    todo: Sequence[Plan],
+    folder: Path,
+    until: float,
+    cluster: str | None,
+    cpus_per_worker: int | None,
+) -> dict[str, Outcome]:
+    """Run what is to do, here or on a cluster; returns the outcomes by name."""
+    address = cluster or os.environ.get("RAY_ADDRESS")
+    if not address and len(todo) > 1 and environment.count_gpus() > 1:
+        address = LOCAL
+    if address and not importlib.util.find_spec("ray"):
+        if address != LOCAL:
+            raise InputError(f"to use the cluster {address}, install Ray: {INSTALL_RAY}")
+        logger.warning("only one of several GPUs is used: for all of them, %s", INSTALL_RAY)
+        address = None
+    if not address:
+        from embedder_helpers.experiments.executor import run_all  # imports Keras
+
+        return run_all(plans, todo, until)
+    from embedder_helpers.experiments.cluster import run_on_cluster
+
+    environment.hide_gpus()
+    address = None if address == LOCAL else address
+    return run_on_cluster(experiments, plans, todo, folder, until, address, cpus_per_worker)
 
 
 def _collect(plans: Sequence[Plan], outcomes: dict[str, Outcome]) -> SweepResults:
@@ -93,8 +132,16 @@ def _collect(plans: Sequence[Plan], outcomes: dict[str, Outcome]) -> SweepResult
     return SweepResults(results, {name: outcome.reason for name, outcome in failed.items()})
 
 
-def _plan_all(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
-    """A plan for each distinct result; each task is loaded once."""
+def plan_all(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
+    """A plan for each distinct result; each task is loaded once.
+
+    Args:
+        experiments: to plan.
+        folder: for the results.
+
+    Raises:
+        InputError: a preset, data or a tracker that cannot be used.
+    """
     tasks: dict[tuple, Task] = {}
     plans: dict[Path, Plan] = {}
     for experiment in experiments:

@@ -1,0 +1,417 @@
+"""Several GPUs or machines, on Ray: a process on each, and a driver that hands out the work.
+
+The driver plans the sweep, computes nothing and loads no TensorFlow. An actor for every GPU, or for
+so many CPUs, computes shards of hidden states and runs experiments; it keeps its models from one
+experiment to the next. Actors that share a folder of hidden states are a *site*, which first
+computes what its experiments read and then runs them. Result files remain the only truth, so that a
+sweep can be continued by a single process, or on another cluster.
+"""
+
+import contextlib
+import logging
+import os
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
+from embedder_helpers.experiments.plan import Outcome, Plan, Status
+from embedder_helpers.experiments.remote import SEEN, RemoteExecutor
+from embedder_helpers.results.formats import write_text
+from embedder_helpers.utils import progress
+from embedder_helpers.utils.files import PACKAGE
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0  # between two looks at what has ended
+MAX_ATTEMPTS = 5  # at a piece of work at which processes die
+MEMORY = 100 * 2**20  # bytes of Ray's own store: rows of shards, and texts of result files
+
+NO_TIME = Outcome(Status.SKIPPED, "skipped for lack of time (HOURS, or --hours)")
+
+
+class Job(NamedTuple):
+    """A piece of a site's work.
+
+    Attributes:
+        method: of `RemoteExecutor`.
+        batch: number of the batch; None for `batches`.
+        argument: rows of a shard, or name of an experiment.
+        model: number of the compiled model that an experiment trains.
+        attempts: that have failed because a process died.
+    """
+
+    method: str
+    batch: int | None = None
+    argument: Any = None
+    model: int | None = None
+    attempts: int = 0
+
+    @property
+    def arguments(self) -> list[Any]:
+        """What the method gets besides the site."""
+        return [value for value in (self.batch, self.argument) if value is not None]
+
+
+class Site:
+    """The work of actors that share a folder of hidden states, and what of it comes next.
+
+    It has stages, of which each begins when the one before has ended: to plan; then for each batch
+    to make room for hidden states, to compute their shards, and to run the experiments that read
+    them. Experiments that read none fill the gaps.
+
+    Args:
+        names: of the experiments.
+        todo: names of those to run.
+        capacity: bytes of hidden states that fit the folder.
+
+    Attributes:
+        key: what an actor needs to know of the site.
+        outcomes: of the experiments that ended, by name.
+    """
+
+    def __init__(self, names: Sequence[str], todo: Sequence[str], capacity: float):
+        self.key = tuple(names), tuple(todo), capacity
+        self.outcomes: dict[str, Outcome] = {}
+        self._stage, self._later = [Job("batches")], deque[list[Job]]()
+        self._fillers: list[Job] = []
+        self._filled: set[int] = set()  # batches that read no hidden states
+        self._running = 0  # jobs of the stage
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The names of the experiments that have not ended."""
+        return [name for name in self.key[1] if name not in self.outcomes]
+
+    def next_job(self, model: int | None) -> Job | None:
+        """What an actor should do, if possible with the model it has; None: nothing for now."""
+        while not self._stage and not self._running and self._later:
+            self._stage = self._later.popleft()
+        if self._stage:
+            self._running += 1
+            return _take(self._stage, model)
+        return _take(self._fillers, model) if self._fillers else None
+
+    def end(self, job: Job, answer: Any) -> None:
+        """Take an actor's answer to a job."""
+        self._running -= not self._is_filler(job)
+        if job.method == "batches":
+            for number, (reads_states, experiments) in enumerate(answer):
+                jobs = [Job("run", number, name, model) for name, model in experiments]
+                if reads_states:
+                    self._later += [[Job("prepare", number)], jobs]
+                else:
+                    self._fillers += jobs
+            self._filled = {job.batch for job in self._fillers}
+        elif job.method == "prepare" and answer is None:
+            skipped = self._later.popleft()
+            self.outcomes |= {job.argument: NO_TIME for job in skipped}
+        elif job.method == "prepare":
+            self._later.appendleft([Job("compute_shard", job.batch, shard) for shard in answer])
+        elif job.method == "run":
+            self.outcomes[job.argument] = answer
+
+    def fail(self, job: Job, reason: str) -> None:
+        """Note that a job failed; experiments that lack hidden states report why themselves."""
+        if job.method == "run":
+            self.end(job, Outcome(Status.FAILED, reason))
+        elif job.method == "batches":
+            self.outcomes |= dict.fromkeys(self.unfinished, Outcome(Status.FAILED, reason))
+            self.end(job, [])
+        else:
+            logger.warning("computing hidden states ended early: %s", reason)
+            self.end(job, [] if job.method == "prepare" else None)
+
+    def try_again(self, job: Job) -> None:
+        """Note that a process died at a job, which another one will try."""
+        if job.attempts + 1 == MAX_ATTEMPTS:
+            self.fail(job, f"a process died at it {MAX_ATTEMPTS} times, perhaps for lack of memory")
+            return
+        again = job._replace(attempts=job.attempts + 1)
+        if self._is_filler(job):
+            self._fillers.append(again)
+        else:
+            self._running -= 1
+            self._stage.append(again)
+
+    def hand_over(self) -> "Site":
+        """A site for other workers with what has not ended, which this one has no more to do."""
+        names, _, capacity = self.key
+        rest = Site(names, self.unfinished, capacity)
+        self.key = names, tuple(self.outcomes), capacity
+        return rest
+
+    def _is_filler(self, job: Job) -> bool:
+        return job.method == "run" and job.batch in self._filled
+
+
+def _take(jobs: list[Job], model: int | None) -> Job:
+    """Remove a job: of the same model if there is one, else of the one with the most jobs."""
+    counts = Counter(job.model for job in jobs)
+    wanted = model if model in counts else counts.most_common(1)[0][0]
+    return jobs.pop(next(i for i, job in enumerate(jobs) if job.model == wanted))
+
+
+@dataclass
+class Worker:
+    """An actor, as the driver knows it.
+
+    Attributes:
+        actor: handle of the `RemoteExecutor`.
+        name: for log lines.
+        sites: what it works at, shared with those that share its folder; the first one at present.
+        model: number of the compiled model that it has.
+        log: answer to the last question for log lines.
+    """
+
+    actor: Any
+    name: str
+    sites: deque[Site] = field(default_factory=deque)
+    model: int | None = None
+    log: Any = None
+
+
+def run_on_cluster(
+    experiments: Sequence[Experiment],
+    plans: Sequence[Plan],
+    todo: Sequence[Plan],
+    folder: Path,
+    until: float,
+    address: str | None = None,
+    cpus_per_worker: int | None = None,
+) -> dict[str, Outcome]:
+    """Run what is to do on all GPUs of a cluster, or without any on its CPUs.
+
+    Args:
+        experiments: of the sweep.
+        plans: of the sweep.
+        todo: those without a result.
+        folder: for the results.
+        until: deadline in seconds since 1970.
+        address: of a Ray cluster; None: this machine.
+        cpus_per_worker: CPUs of an actor on a machine without GPUs; None: all of them.
+
+    Returns:
+        The outcomes by name.
+
+    Raises:
+        InputError: there is no such cluster, or no actor could begin.
+    """
+    token = uuid.uuid4().hex[:8]
+    mark = folder / f"{SEEN}{token}"
+    settings = [experiment.as_dict() for experiment in experiments]
+    arguments = settings, str(folder.resolve()), token, until
+    with _connected(address):
+        mark.touch()
+        workers: list[Worker] = []
+        try:
+            workers += _start_workers(arguments, cpus_per_worker)
+            _assign(workers, plans, todo, token)
+            return _Driver(workers, folder, len(todo)).run()
+        finally:
+            mark.unlink(missing_ok=True)
+            for worker in workers:
+                ray.kill(worker.actor)
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Connected to a cluster, or to a Ray of this machine's own, which ends with the context."""
+    if ray.is_initialized():
+        yield
+        return
+    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        options |= {"include_dashboard": False, "object_store_memory": MEMORY}
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = path.rstrip(os.pathsep)  # of a local Ray's processes
+    try:
+        ray.init(address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster {address}" if address else "Ray on this machine"
+        raise InputError(f"{where} cannot be used: {error}") from None
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_workers(arguments: tuple, cpus_per_worker: int | None) -> list[Worker]:
+    """An actor for each GPU of each node; where there is none, for so many of its CPUs."""
+    remote = ray.remote(concurrency_groups={"log": 1}, max_restarts=-1)(RemoteExecutor)
+    workers = []
+    for node in filter(lambda node: node["Alive"], ray.nodes()):
+        resources = node["Resources"]
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        size = min(cpus_per_worker or cpus, cpus)
+        count = gpus or (cpus // size if size else 0)
+        needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": size}
+        affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        for number in range(count):
+            actor = remote.options(scheduling_strategy=affinity, **needs)
+            kind = "GPU" if gpus else "worker"
+            name = f"{node['NodeManagerHostname']} {kind} {number}"
+            threads = None if gpus or size == cpus else size
+            workers.append(Worker(actor.remote(*arguments, threads), name))
+    if not workers:
+        raise InputError("the Ray cluster has neither a GPU nor a CPU to compute with")
+    logger.info("Ray: %d processes on %d machines", len(workers), _count_machines(workers))
+    return workers
+
+
+def _count_machines(workers: Sequence[Worker]) -> int:
+    return len({worker.name.rsplit(" ", 2)[0] for worker in workers})
+
+
+def _assign(
+    workers: Sequence[Worker], plans: Sequence[Plan], todo: Sequence[Plan], token: str
+) -> None:
+    """Divide the experiments among those workers that share a folder of hidden states."""
+    groups = _sharing_states(workers, token)
+    parts = divide(plans, [len(group) for group in groups])
+    unfinished = {plan.path for plan in todo}
+    for group, part in zip(groups, parts, strict=True):
+        names = [plan.path.stem for plan in part]
+        names_todo = [plan.path.stem for plan in part if plan.path in unfinished]
+        capacity = ray.get(group[0].actor.capacity.remote())
+        sites = deque([Site(names, names_todo, capacity)] if names_todo else [])
+        for worker in group:
+            worker.sites = sites
+
+
+def _sharing_states(workers: Sequence[Worker], token: str) -> list[list[Worker]]:
+    """The workers, those together that see the same folder of hidden states."""
+    rest, groups = list(workers), []
+    while rest:
+        first = rest[0].actor
+        ray.get(first.leave_token.remote(token))
+        sees = ray.get([worker.actor.sees_token.remote(token) for worker in rest])
+        ray.get(first.remove_token.remote(token))
+        groups.append([worker for worker, one in zip(rest, sees, strict=True) if one])
+        rest = [worker for worker, one in zip(rest, sees, strict=True) if not one]
+    return groups
+
+
+def divide(plans: Sequence[Plan], sizes: Sequence[int]) -> list[list[Plan]]:
+    """Divide plans among folders of hidden states, a task's together where there are enough tasks.
+
+    Args:
+        plans: to divide.
+        sizes: number of workers of each folder.
+    """
+    tasks: dict[tuple, list[Plan]] = {}
+    for plan in plans:
+        reads_states = "llm_preset" in plan.presets
+        key = (plan.inputs["task"],) if reads_states else (plan.path,)
+        tasks.setdefault(key, []).append(plan)
+    groups = sorted(tasks.values(), key=len, reverse=True)
+    while len(groups) < len(sizes) and len(groups[0]) > 1:  # each half is walked for
+        half = len(groups[0]) // 2
+        groups = sorted([groups[0][:half], groups[0][half:], *groups[1:]], key=len, reverse=True)
+    parts: list[list[Plan]] = [[] for _ in sizes]
+    for group in groups:
+        loads = [len(part) / size for part, size in zip(parts, sizes, strict=True)]
+        parts[loads.index(min(loads))] += group
+    return parts
+
+
+class _Driver:
+    """Hands out the work of all sites until nothing is left."""
+
+    def __init__(self, workers: list[Worker], folder: Path, count: int):
+        self._workers, self._folder, self._count = workers, folder, count
+        self._sites = list({id(site): site for one in workers for site in one.sites}.values())
+        self._running: dict[Any, tuple[Worker, Site, Job]] = {}  # by Ray's references
+
+    def run(self) -> dict[str, Outcome]:
+        """The outcomes by name."""
+        with progress.progress_bar(self._count, "sweep", "experiment") as bar:
+            while True:
+                self._hand_out()
+                if not self._running:
+                    break
+                ended, _ = ray.wait(list(self._running), timeout=POLL_SECONDS)
+                for reference in ended:
+                    bar.update(self._take_answer(reference))
+                self._show_logs()
+        self._show_logs()
+        lost = Outcome(Status.FAILED, "no process of the cluster was left to run it")
+        outcomes = {}
+        for site in self._sites:
+            outcomes |= dict.fromkeys(site.key[1], lost) | site.outcomes
+        return outcomes
+
+    def _hand_out(self) -> None:
+        busy = {id(worker) for worker, *_ in self._running.values()}
+        for worker in self._workers:
+            while worker.sites and not worker.sites[0].unfinished:
+                worker.sites.popleft()
+            if id(worker) in busy or not worker.sites:
+                continue
+            site = worker.sites[0]
+            if job := site.next_job(worker.model):
+                method = getattr(worker.actor, job.method)
+                reference = method.remote(site.key, *job.arguments)
+                self._running[reference] = worker, site, job
+
+    def _take_answer(self, reference: Any) -> int:
+        """Take what a worker answered; returns the number of experiments that ended."""
+        worker, site, job = self._running.pop(reference)
+        before = len(site.outcomes)
+        try:
+            answer = ray.get(reference)
+        except RayTaskError as error:
+            reason = str(error.cause) if isinstance(error.cause, InputError) else repr(error.cause)
+            site.fail(job, f"{worker.name}: {reason}")
+        except RayError as error:
+            logger.warning("%s: its process ended early (%s)", worker.name, type(error).__name__)
+            site.try_again(job)
+            worker.model = None
+            if isinstance(error, ActorDiedError):  # Ray does not start it again: its machine died
+                self._drop(worker)
+        else:
+            if job.method == "run":
+                worker.model = job.model
+                answer, text = answer
+                if text is not None:
+                    write_text(self._folder / f"{job.argument}.json", text)
+                answer = Outcome(*answer)
+            site.end(job, answer)
+        return len(site.outcomes) - before
+
+    def _drop(self, worker: Worker) -> None:
+        """Go on without a worker; if nobody shares its folder, others take over its experiments."""
+        self._workers.remove(worker)
+        if any(one.sites is worker.sites for one in self._workers) or not self._workers:
+            return
+        for site in worker.sites:
+            if not site.unfinished:
+                continue
+            heir = min(self._workers, key=lambda one: sum(len(s.unfinished) for s in one.sites))
+            rest = site.hand_over()
+            self._sites.append(rest)
+            heir.sites.append(rest)
+
+    def _show_logs(self) -> None:
+        for worker in self._workers:
+            if worker.log is not None and ray.wait([worker.log], timeout=0)[0]:
+                with contextlib.suppress(RayError):
+                    for level, text in ray.get(worker.log):
+                        logger.log(level, "%s: %s", worker.name, text)
+                worker.log = None
+            if worker.log is None:
+                worker.log = worker.actor.take_log.remote()
