@@ -132,6 +132,15 @@ def _sweep_options(parser: Parser) -> None:
         help="time limit in hours; experiments that would exceed it are not started "
         "(default: none; on Kaggle, the session's limit)",
     )  # fmt: skip
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS",
+        help="a Ray cluster to run on, or `local` for several processes on this machine "
+        "(default: RAY_ADDRESS, or all GPUs of this machine)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cpus-per-worker", type=int, metavar="N",
+        help="CPUs of each process of a cluster without GPUs (default: a machine's)",
+    )  # fmt: skip
 
 
 @command("run the experiments of configs and print their table", _sweep_options)
@@ -140,7 +149,10 @@ def sweep(options: Options) -> int:
     from embedder_helpers.experiments import sweep as sweeps
     from embedder_helpers.results.report import summarize
 
-    results, failed = sweeps.run_experiments(_experiments(options), options.out, options.hours)
+    workers = options.cluster, options.cpus_per_worker
+    results, failed = sweeps.run_experiments(
+        _experiments(options), options.out, options.hours, *workers
+    )
     try:
         summarize(results, options.out)
     finally:
