@@ -10,6 +10,7 @@ sweep can be continued by a single process, or on another cluster.
 import contextlib
 import logging
 import os
+import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0  # between two looks at what has ended
 MAX_ATTEMPTS = 5  # at a piece of work at which processes die
+REST_SECONDS = 2.0  # before a process that could not be reached is asked again
+LOST_SECONDS = 180.0  # after which it counts as dead
 MEMORY = 100 * 2**20  # bytes of Ray's own store: rows of shards, and texts of result files
 
 NO_TIME = Outcome(Status.SKIPPED, "skipped for lack of time (HOURS, or --hours)")
@@ -130,12 +133,12 @@ class Site:
             logger.warning("computing hidden states ended early: %s", reason)
             self.end(job, [] if job.method == "prepare" else None)
 
-    def try_again(self, job: Job) -> None:
-        """Note that a process died at a job, which another one will try."""
-        if job.attempts + 1 == MAX_ATTEMPTS:
+    def try_again(self, job: Job, was_begun: bool = True) -> None:
+        """Note that a process died at a job, or before, which another one will try."""
+        if job.attempts + was_begun == MAX_ATTEMPTS:
             self.fail(job, f"a process died at it {MAX_ATTEMPTS} times, perhaps for lack of memory")
             return
-        again = job._replace(attempts=job.attempts + 1)
+        again = job._replace(attempts=job.attempts + was_begun)
         if self._is_filler(job):
             self._fillers.append(again)
         else:
@@ -166,17 +169,23 @@ class Worker:
 
     Attributes:
         actor: handle of the `RemoteExecutor`.
+        node: id of its machine.
         name: for log lines.
         sites: what it works at, shared with those that share its folder; the first one at present.
         model: number of the compiled model that it has.
         log: answer to the last question for log lines.
+        lost_since: when it was first not reached; None: it was.
+        rests_until: when it can be asked again.
     """
 
     actor: Any
+    node: str
     name: str
     sites: deque[Site] = field(default_factory=deque)
     model: int | None = None
     log: Any = None
+    lost_since: float | None = None
+    rests_until: float = 0.0
 
 
 def run_on_cluster(
@@ -218,8 +227,7 @@ def run_on_cluster(
             return _Driver(workers, folder, len(todo)).run()
         finally:
             mark.unlink(missing_ok=True)
-            for worker in workers:
-                ray.kill(worker.actor)
+            _end(workers)
 
 
 @contextlib.contextmanager
@@ -254,7 +262,8 @@ def _start_workers(arguments: tuple, cpus_per_worker: int | None) -> list[Worker
     """An actor for each GPU of each node; where there is none, for so many of its CPUs."""
     remote = ray.remote(concurrency_groups={"log": 1}, max_restarts=-1)(RemoteExecutor)
     workers = []
-    for node in filter(lambda node: node["Alive"], ray.nodes()):
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    for machine, node in enumerate(nodes, 1):
         resources = node["Resources"]
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
         size = min(cpus_per_worker or cpus, cpus)
@@ -264,17 +273,21 @@ def _start_workers(arguments: tuple, cpus_per_worker: int | None) -> list[Worker
         for number in range(count):
             actor = remote.options(scheduling_strategy=affinity, **needs)
             kind = "GPU" if gpus else "worker"
-            name = f"{node['NodeManagerHostname']} {kind} {number}"
+            name = f"{kind} {number} of machine {machine}" if len(nodes) > 1 else f"{kind} {number}"
             threads = None if gpus or size == cpus else size
-            workers.append(Worker(actor.remote(*arguments, threads), name))
+            workers.append(Worker(actor.remote(*arguments, threads), node["NodeID"], name))
     if not workers:
         raise InputError("the Ray cluster has neither a GPU nor a CPU to compute with")
-    logger.info("Ray: %d processes on %d machines", len(workers), _count_machines(workers))
+    logger.info("Ray: %d processes on %d machine(s)", len(workers), len(nodes))
     return workers
 
 
-def _count_machines(workers: Sequence[Worker]) -> int:
-    return len({worker.name.rsplit(" ", 2)[0] for worker in workers})
+def _end(workers: Sequence[Worker]) -> None:
+    """End the processes, whatever they are doing."""
+    closed = [worker.actor.close.remote() for worker in workers if worker.lost_since is None]
+    ray.wait(closed, num_returns=len(closed), timeout=POLL_SECONDS) if closed else None
+    for worker in workers:
+        ray.kill(worker.actor)
 
 
 def _assign(
@@ -313,17 +326,19 @@ def divide(plans: Sequence[Plan], sizes: Sequence[int]) -> list[list[Plan]]:
         plans: to divide.
         sizes: number of workers of each folder.
     """
-    tasks: dict[tuple, list[Plan]] = {}
+    tasks: dict[str, list[Plan]] = {}
+    free = []  # to run anywhere
     for plan in plans:
-        reads_states = "llm_preset" in plan.presets
-        key = (plan.inputs["task"],) if reads_states else (plan.path,)
-        tasks.setdefault(key, []).append(plan)
+        if "llm_preset" in plan.presets:
+            tasks.setdefault(plan.inputs["task"], []).append(plan)
+        else:
+            free.append([plan])
     groups = sorted(tasks.values(), key=len, reverse=True)
-    while len(groups) < len(sizes) and len(groups[0]) > 1:  # each half is walked for
-        half = len(groups[0]) // 2
+    while groups and len(groups) < len(sizes) and len(groups[0]) > 1:
+        half = len(groups[0]) // 2  # the texts of both halves pass Gemma twice
         groups = sorted([groups[0][:half], groups[0][half:], *groups[1:]], key=len, reverse=True)
     parts: list[list[Plan]] = [[] for _ in sizes]
-    for group in groups:
+    for group in groups + free:
         loads = [len(part) / size for part, size in zip(parts, sizes, strict=True)]
         parts[loads.index(min(loads))] += group
     return parts
@@ -335,16 +350,21 @@ class _Driver:
     def __init__(self, workers: list[Worker], folder: Path, count: int):
         self._workers, self._folder, self._count = workers, folder, count
         self._sites = list({id(site): site for one in workers for site in one.sites}.values())
-        self._running: dict[Any, tuple[Worker, Site, Job]] = {}  # by Ray's references
+        # What runs, since when, by Ray's references.
+        self._running: dict[Any, tuple[Worker, Site, Job, float]] = {}
 
     def run(self) -> dict[str, Outcome]:
         """The outcomes by name."""
         with progress.progress_bar(self._count, "sweep", "experiment") as bar:
             while True:
                 self._hand_out()
-                if not self._running:
+                if not self._running and not any(one.lost_since for one in self._workers):
                     break
-                ended, _ = ray.wait(list(self._running), timeout=POLL_SECONDS)
+                if self._running:
+                    ended, _ = ray.wait(list(self._running), timeout=POLL_SECONDS)
+                else:
+                    ended = []
+                    time.sleep(POLL_SECONDS)
                 for reference in ended:
                     bar.update(self._take_answer(reference))
                 self._show_logs()
@@ -360,17 +380,17 @@ class _Driver:
         for worker in self._workers:
             while worker.sites and not worker.sites[0].unfinished:
                 worker.sites.popleft()
-            if id(worker) in busy or not worker.sites:
+            if id(worker) in busy or not worker.sites or time.monotonic() < worker.rests_until:
                 continue
             site = worker.sites[0]
             if job := site.next_job(worker.model):
                 method = getattr(worker.actor, job.method)
                 reference = method.remote(site.key, *job.arguments)
-                self._running[reference] = worker, site, job
+                self._running[reference] = worker, site, job, time.monotonic()
 
     def _take_answer(self, reference: Any) -> int:
         """Take what a worker answered; returns the number of experiments that ended."""
-        worker, site, job = self._running.pop(reference)
+        worker, site, job, begun = self._running.pop(reference)
         before = len(site.outcomes)
         try:
             answer = ray.get(reference)
@@ -378,12 +398,11 @@ class _Driver:
             reason = str(error.cause) if isinstance(error.cause, InputError) else repr(error.cause)
             site.fail(job, f"{worker.name}: {reason}")
         except RayError as error:
-            logger.warning("%s: its process ended early (%s)", worker.name, type(error).__name__)
-            site.try_again(job)
-            worker.model = None
-            if isinstance(error, ActorDiedError):  # Ray does not start it again: its machine died
-                self._drop(worker)
+            # A machine that died is asked in vain until Ray has noticed.
+            site.try_again(job, was_begun=time.monotonic() > begun + REST_SECONDS)
+            self._lose(worker, error)
         else:
+            worker.lost_since = None
             if job.method == "run":
                 worker.model = job.model
                 answer, text = answer
@@ -392,6 +411,19 @@ class _Driver:
                 answer = Outcome(*answer)
             site.end(job, answer)
         return len(site.outcomes) - before
+
+    def _lose(self, worker: Worker, error: RayError) -> None:
+        """Wait for a worker that could not be reached to be started again, or go on without it."""
+        now = time.monotonic()
+        if worker.lost_since is None:
+            logger.warning("%s: its process ended early (%s)", worker.name, type(error).__name__)
+            worker.lost_since = now
+        worker.model, worker.rests_until = None, now + REST_SECONDS
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        is_dead = isinstance(error, ActorDiedError) or worker.node not in alive
+        if is_dead or now > worker.lost_since + LOST_SECONDS:
+            logger.warning("%s: others go on without it", worker.name)
+            self._drop(worker)
 
     def _drop(self, worker: Worker) -> None:
         """Go on without a worker; if nobody shares its folder, others take over its experiments."""

@@ -146,6 +146,13 @@ class RemoteExecutor:
         is_wanted = plan.path.exists() and not self._is_shared
         return outcome, plan.path.read_text(encoding="utf-8") if is_wanted else None
 
+    def close(self) -> None:
+        """Leave nothing behind in the folder of hidden states."""
+        from embedder_helpers.models.use_marks import own_mark
+
+        self._stack.close()
+        own_mark(self._states_folder()).remove()
+
     def _at(self, site: tuple) -> "Executor":
         """The executor of a site; built when the site is another one than before."""
         if self._site != site:

@@ -45,7 +45,7 @@ class UseMark:
         self.path = folder / f"{PREFIX}{owner}.json"
         self._started = process.create_time()
         self._folder, self._names = folder, frozenset()
-        atexit.register(self.path.unlink, missing_ok=True)
+        atexit.register(self.remove)
 
     def add(self, paths: Iterable[Path]) -> None:
         """Say that this process reads some more files."""
@@ -54,6 +54,11 @@ class UseMark:
     def replace(self, paths: Iterable[Path]) -> None:
         """Say that it reads these files, and no others any more."""
         self._write(self._relative(paths))
+
+    def remove(self) -> None:
+        """Say that it reads none."""
+        self.path.unlink(missing_ok=True)
+        self._names = frozenset()
 
     def _relative(self, paths: Iterable[Path]) -> frozenset[str]:
         return frozenset(path.relative_to(self._folder).as_posix() for path in paths)
