@@ -14,6 +14,7 @@ The format is that of safetensors:
 
 import hashlib
 import json
+import stat
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ import safetensors
 import safetensors.numpy
 
 from embedder_helpers.models.batching import RaggedArray, from_lengths
-from embedder_helpers.utils.files import atomic_write
+from embedder_helpers.utils.files import unwritable
+from embedder_helpers.utils.replacing import replace_file
 
 SUFFIX = ".safetensors"
 TEXT_BYTES = 16 + 8 + 4  # besides hidden states
@@ -60,7 +62,11 @@ def write_shard(path: Path, keys: Sequence[bytes], states: RaggedArray) -> None:
         "checksums": np.array(checksums, "uint32"),
         "states": np.concatenate(texts),
     }
-    atomic_write(path, lambda part: safetensors.numpy.save_file(tensors, part))
+    content = safetensors.numpy.save(tensors)  # `save_file` hides the file from other users
+    try:
+        replace_file(path, lambda part: part.write_bytes(content))
+    except OSError as error:
+        raise unwritable(path.parent, error, "states_dir", path.name) from None
 
 
 class ShardFile:
@@ -82,13 +88,15 @@ class ShardFile:
 
     def __init__(self, path: Path):
         self.path = path
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise ValueError(f"{path} is no file")
         try:
             with safetensors.safe_open(path, "numpy") as file:  # checks that the file is whole
-                index = {name: file.get_tensor(name) for name in ("keys", "lengths", "checksums")}
-        except safetensors.SafetensorError as error:
+                names = ("keys", "lengths", "checksums")
+                keys, lengths, self._checksums = map(file.get_tensor, names)
+            values = _map(path, "states")
+        except (safetensors.SafetensorError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error})") from None
-        values = _map(path, "states")
-        keys, lengths, self._checksums = index.values()
         if lengths.min(initial=0) < 0 or int(lengths.sum()) != len(values):
             raise ValueError(f"{path} is damaged")
         self.keys = [key.tobytes() for key in keys]
