@@ -170,6 +170,10 @@ def _estimate_options(parser: Parser) -> None:
         help="device to estimate for: T4, L4, A100, or `here` for this machine's "
         "(default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, nargs="+", metavar="N", default=[],
+        help="also estimate hours on so many processes of a cluster, each with such a device",
+    )  # fmt: skip
 
 
 @command("estimate memory, disk and hours of a sweep without running it", _estimate_options)
@@ -186,6 +190,12 @@ def estimate(options: Options) -> None:
     device = costs.measure_device() if options.on == "here" else costs.GPUS[options.on]
     print(to_markdown(costs.estimate_cost(experiments, device)))
     print(f"{options.on}: {costs.describe_device(device)}")
+    if options.workers:
+        from embedder_helpers.experiments.scaling import estimate_workers
+
+        if min(options.workers) < 1:
+            raise InputError(f"--workers is {min(options.workers)}, but must be 1 or more")
+        print("\n" + to_markdown(estimate_workers(experiments, device, options.workers).round(3)))
     for sentence in costs.memory_advice(experiments, device):
         print(sentence)
 
