@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +48,7 @@ RESERVE = 2 * 10**9  # bytes of the disk that are left free
 FORMAT = 3  # raised when the files' format, or what Gemma computes for them, changes
 SHARD_BYTES = 2**26  # of a file at most, unless a single text is longer
 MIN_SHARD_TOKENS, MAX_SHARDS = 4096, 32  # smaller shards are not worth a file
+FILE_NAME = re.compile(rf"k(\d+)-(rms|learned|none)-[0-9a-f]{{16}}{re.escape(SUFFIX)}")
 
 # For each kind of hidden states, `(texts,)` whether a text's are wanted.
 Wanted = Mapping[HiddenStateSpec, np.ndarray]
@@ -152,9 +154,9 @@ class HiddenStateCache:
             return []
         if self.missing(gemma, keys, wanted):
             self._make_room(gemma, ids, keys, wanted)
-        missing = self.missing(gemma, keys, wanted)
         found = (self._find(gemma, spec, keys, mask).paths for spec, mask in wanted.items())
         self._mark.replace(set().union(*found))
+        missing = self.missing(gemma, keys, wanted)  # after the mark: what is there now stays
         is_missing = np.any(list(missing.values()), axis=0)
         widest = max((self._token_bytes(gemma, spec) for spec in wanted), default=1)
         shards = _shards(ids.lengths, np.any(list(wanted.values()), axis=0), SHARD_BYTES // widest)
@@ -176,6 +178,7 @@ class HiddenStateCache:
         Raises:
             InputError: hidden states that are not finite; not enough memory; a full disk.
         """
+        self._forget_deleted()
         keys = text_keys(ids)
         wanted = {
             spec: mask & np.isin(np.arange(len(ids)), shard)
@@ -268,10 +271,15 @@ class HiddenStateCache:
 
     def _use(self, paths: set[Path]) -> None:
         """Note that files are read: now, for what to delete first, and by this process."""
+        self._forget_deleted()
         self._mark.add(paths)
         for path in paths:
             with contextlib.suppress(OSError):  # deleted, or not ours: it stays readable
                 os.utime(path)
+
+    def _forget_deleted(self) -> None:
+        """Let go of files that another process deleted: until then, they take room on the disk."""
+        self._files = {path: file for path, file in self._files.items() if path.exists()}
 
     def model_folder(self, gemma: Gemma) -> Path:
         """The folder of a model's hidden states."""
@@ -299,7 +307,7 @@ class HiddenStateCache:
         """A row per spec: model, cutoff, norm, texts, gigabytes, and when it was last used."""
         groups: dict[tuple[str, str, str], list[Path]] = {}
         for path in self._paths():
-            cutoff, norm = re.fullmatch(r"k(\d+)-(\w+)-\w+", path.stem).groups()
+            cutoff, norm = FILE_NAME.fullmatch(path.name).groups()
             groups.setdefault((path.parent.name, cutoff, norm), []).append(path)
         rows = []
         for (model, cutoff, norm), paths in groups.items():
@@ -334,7 +342,9 @@ class HiddenStateCache:
 
     def _paths(self) -> list[Path]:
         """Files of hidden states, the least recently used first."""
-        return sorted(self.folder.glob(f"*/k*{SUFFIX}"), key=lambda path: (_last_used(path), path))
+        paths = self.folder.glob(f"*/k*{SUFFIX}")  # a model of the user's may be among them
+        paths = (path for path in paths if FILE_NAME.fullmatch(path.name))
+        return sorted(paths, key=lambda path: (_last_used(path), path))
 
     def _make_room(self, gemma: Gemma, ids: RaggedArray, keys: list[bytes], wanted: Wanted) -> None:
         """Delete files, the least recently used first, until what is wanted fits.
@@ -342,10 +352,11 @@ class HiddenStateCache:
         First those in which nothing is wanted; then those with the least that is, which is computed
         again. What another process reads stays.
         """
-        needed, others = self.bytes_of(gemma, ids, wanted), names_in_use(self.folder)
-        kept = sum(_file_size(path) for path in self._paths() if _name(path) in others)
-        useful = self._useful_bytes(gemma, keys, wanted)
+        needed, useful = self.bytes_of(gemma, ids, wanted), self._useful_bytes(gemma, keys, wanted)
         new = needed - sum(useful.values())
+        resumed = self._resumed_paths(gemma, keys, wanted)
+        others = names_in_use(self.folder)  # last, because what is above takes long
+        kept = sum(_file_size(path) for path in self._paths() if _name(path) in others)
         kept_useful = sum(size for path, size in useful.items() if _name(path) in others)
         if needed - kept_useful + kept > self.capacity():
             size = f"{(needed - kept_useful + kept) / 1e9:.2f} GB"
@@ -355,16 +366,19 @@ class HiddenStateCache:
                 f"for {self.capacity() / 1e9:.2f} GB: set states_dir to a larger disk, raise "
                 "states_gigabytes, or lower max_train_texts"
             )
-        resumed = self._resumed_paths(gemma, keys, wanted)
+        used, capacity, deleted = self._used_bytes(), self.capacity(), Counter[str]()
         for path in sorted(self._paths(), key=lambda path: useful.get(path, path in resumed)):
-            if self._used_bytes() + new <= self.capacity():
-                return
+            if used + new <= capacity:
+                break
             if _name(path) in others:
                 continue
-            logger.info("hidden states: %s deleted to make room", _name(path))
+            used -= _file_size(path)
+            new += useful.get(path, 0)
             path.unlink(missing_ok=True)
             self._files.pop(path, None)
-            new += useful.get(path, 0)
+            deleted[_name(path).rpartition("-")[0]] += 1
+        for name, count in deleted.items():
+            logger.info("hidden states: %s deleted to make room (files: %d)", name, count)
 
     def _useful_bytes(self, gemma: Gemma, keys: list[bytes], wanted: Wanted) -> dict[Path, int]:
         """Of the files in which something is wanted, how much."""
@@ -375,14 +389,16 @@ class HiddenStateCache:
                 rows = [row for row, key in enumerate(file.keys) if key in wanted_keys]
                 intact = [row for row in rows if file.is_intact(row)]
                 wanted_keys -= {file.keys[row] for row in intact}
-                if tokens := int(file.states.lengths[intact].sum()):
-                    useful[file.path] = tokens * self._token_bytes(gemma, spec)
+                if intact:
+                    tokens = int(file.states.lengths[intact].sum())
+                    size = tokens * self._token_bytes(gemma, spec) + len(intact) * TEXT_BYTES
+                    useful[file.path] = size
         return useful
 
     def _resumed_paths(self, gemma: Gemma, keys: list[bytes], wanted: Wanted) -> set[Path]:
         """The files of raw hidden states that what is missing starts from."""
-        missing = self.missing(gemma, keys, wanted)
-        resume_from = self._resume_point(gemma, keys, missing)
+        missing = self.missing(gemma, keys, wanted)  # nothing, if another process was faster
+        resume_from = self._resume_point(gemma, keys, missing) if missing else None
         if not resume_from:
             return set()
         needed = np.any(list(missing.values()), axis=0)
@@ -422,7 +438,9 @@ def _keys_of(path: Path) -> list[bytes]:
 
 def _old_files(folder: Path) -> list[Path]:
     """Those of versions before 0.7.0, which kept a file per spec and an index beside it."""
-    return [path for suffix in ("states", "index") for path in folder.glob(f"*/k*.{suffix}")]
+    return [
+        path for suffix in ("states", "index") for path in folder.glob(f"*/k[0-9][0-9]-*.{suffix}")
+    ]
 
 
 @functools.cache  # once in a process

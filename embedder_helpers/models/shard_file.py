@@ -28,7 +28,8 @@ from embedder_helpers.utils.files import unwritable
 from embedder_helpers.utils.replacing import replace_file
 
 SUFFIX = ".safetensors"
-TEXT_BYTES = 16 + 8 + 4  # besides hidden states
+KEY_BYTES = 16
+TEXT_BYTES = KEY_BYTES + 8 + 4  # besides hidden states
 
 
 def shard_path(folder: Path, prefix: str, keys: Sequence[bytes]) -> Path:
@@ -57,7 +58,7 @@ def write_shard(path: Path, keys: Sequence[bytes], states: RaggedArray) -> None:
     texts = [states.text(row) for row in range(len(keys))]
     checksums = [_checksum(key, text) for key, text in zip(keys, texts, strict=True)]
     tensors = {
-        "keys": np.frombuffer(b"".join(keys), "uint8").reshape(len(keys), -1),
+        "keys": np.frombuffer(b"".join(keys), "uint8").reshape(-1, KEY_BYTES),
         "lengths": np.asarray(states.lengths, "int64"),
         "checksums": np.array(checksums, "uint32"),
         "states": np.concatenate(texts),
@@ -97,7 +98,10 @@ class ShardFile:
             values = _map(path, "states")
         except (safetensors.SafetensorError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error})") from None
-        if lengths.min(initial=0) < 0 or int(lengths.sum()) != len(values):
+        count = lengths.size
+        shapes = keys.shape, lengths.shape, self._checksums.shape
+        is_consistent = shapes == ((count, KEY_BYTES), (count,), (count,))
+        if not is_consistent or lengths.min(initial=0) < 0 or lengths.sum() != len(values):
             raise ValueError(f"{path} is damaged")
         self.keys = [key.tobytes() for key in keys]
         self.rows = {key: row for row, key in enumerate(self.keys)}

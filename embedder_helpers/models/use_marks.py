@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from embedder_helpers.errors import InputError
 from embedder_helpers.utils.files import atomic_write
 
 PREFIX = "in-use-"
@@ -44,7 +45,7 @@ class UseMark:
         owner = f"{socket.gethostname()}-{process.pid}-{uuid.uuid4().hex[:8]}"
         self.path = folder / f"{PREFIX}{owner}.json"
         self._started = process.create_time()
-        self._folder, self._names = folder, frozenset()
+        self._folder, self._names, self._is_touched = folder, frozenset(), False
         atexit.register(self.remove)
 
     def add(self, paths: Iterable[Path]) -> None:
@@ -64,14 +65,16 @@ class UseMark:
         return frozenset(path.relative_to(self._folder).as_posix() for path in paths)
 
     def _write(self, names: frozenset[str]) -> None:
-        if names == self._names:
+        if names == self._names and (self.path.exists() or not names):
             return
-        if not self._names:
-            _keep_touching(self.path)
+        if not self._is_touched:
+            threading.Thread(target=_keep_touching, args=[self.path], daemon=True).start()
+            self._is_touched = True
+        self._names = names
         content = {"machine": _machine(), "pid": os.getpid(), "started": self._started}
         text = json.dumps(content | {"files": sorted(names)})
-        atomic_write(self.path, lambda part: part.write_text(text, encoding="utf-8"))
-        self._names = names
+        with contextlib.suppress(InputError):  # the disk is full, and what is there can be read
+            atomic_write(self.path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def names_in_use(folder: Path) -> set[str]:
@@ -107,14 +110,8 @@ def _machine() -> str:
 
 
 def _keep_touching(path: Path) -> None:
-    """Touch a file every minute, as long as it exists, for other machines."""
-
-    def touch() -> None:
-        while True:
-            time.sleep(TOUCH_SECONDS)
-            try:
-                os.utime(path)
-            except OSError:
-                return
-
-    threading.Thread(target=touch, daemon=True).start()
+    """Touch a file every minute, for other machines."""
+    while True:
+        time.sleep(TOUCH_SECONDS)
+        with contextlib.suppress(OSError):
+            os.utime(path)
