@@ -496,6 +496,22 @@ def test_a_damaged_file_is_reported_once_and_other_specs_are_read(cache, log):
     assert len([line for line in log.messages if path.name in line]) == 1
 
 
+def test_a_file_that_is_gone_when_it_is_opened_is_not_taken_for_a_damaged_one(
+    cache, log, monkeypatch
+):
+    get(cache, [ONE])
+    again = HiddenStateCache(cache.folder)
+
+    def gone(path):
+        raise FileNotFoundError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hidden_states, "ShardFile", gone)
+        assert again.lookup(shared_gemma(), token_ids(), [ONE]) is None
+    assert_right(again.lookup(shared_gemma(), token_ids(), [ONE]), ONE)
+    assert "computed again" not in log.text
+
+
 # Shards
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40).map(np.array)
@@ -1197,6 +1213,7 @@ def test_the_summary_shows_each_specs_texts_and_size(cache, small_shards):
     get(cache, [ONE], token_ids().select([0, 2]))  # in other files
     get(cache, [RAW[2]], token_ids().select([0, 1]))
     set_last_used(time.mktime((2020, 1, 2, 3, 4, 5, 0, 0, -1)), *paths(cache, RAW[2]))
+    set_last_used(1000, paths(cache, ONE)[0])
     rows = cache.summary().sort_values("cutoff").to_dict("records")
     model = cache.model_folder(shared_gemma()).name
     assert [(row["model"], row["cutoff"], row["norm"], row["texts"]) for row in rows] == [
