@@ -13,6 +13,7 @@ import ray
 
 from embedder_helpers.config import make_experiment
 from embedder_helpers.errors import InputError
+from embedder_helpers.models import use_marks
 from embedder_helpers.utils import environment, progress
 from embedder_helpers.utils.files import writable_folder
 
@@ -55,7 +56,8 @@ class RemoteExecutor:
         package = logging.getLogger("embedder_helpers")
         package.setLevel(logging.INFO)
         package.addHandler(_Collector(self._lines))
-        self._experiments, self._until = experiments, until
+        use_marks.join_sweep(token)
+        self._experiments, self._until, self._token = experiments, until, token
         self._is_shared = (Path(folder) / f"{SEEN}{token}").exists()
         self._folder = Path(folder) if self._is_shared else Path(tempfile.mkdtemp())
         self._stack = contextlib.ExitStack()
@@ -126,8 +128,9 @@ class RemoteExecutor:
         ]
 
     def prepare(self, site: tuple, batch: int) -> "list[np.ndarray] | None":
-        """As `Executor.prepare`."""
+        """As `Executor.prepare`; what the site's processes read of the batch before may go."""
         executor = self._at(site)
+        use_marks.remove_marks(executor.batches[batch].cache.folder, self._token)
         with _own_keras_state():
             return executor.prepare(executor.batches[batch])
 
@@ -148,10 +151,8 @@ class RemoteExecutor:
 
     def close(self) -> None:
         """Leave nothing behind in the folder of hidden states."""
-        from embedder_helpers.models.use_marks import own_mark
-
         self._stack.close()
-        own_mark(self._states_folder()).remove()
+        use_marks.own_mark(self._states_folder()).remove()
 
     def _at(self, site: tuple) -> "Executor":
         """The executor of a site; built when the site is another one than before."""

@@ -38,7 +38,7 @@ from embedder_helpers.models.shard_file import (
     shard_path,
     write_shard,
 )
-from embedder_helpers.models.use_marks import names_in_use, own_mark
+from embedder_helpers.models.use_marks import name_in_marks, names_in_use, own_mark
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.files import writable_folder
 
@@ -356,8 +356,8 @@ class HiddenStateCache:
         new = needed - sum(useful.values())
         resumed = self._resumed_paths(gemma, keys, wanted)
         others = names_in_use(self.folder)  # last, because what is above takes long
-        kept = sum(_file_size(path) for path in self._paths() if _name(path) in others)
-        kept_useful = sum(size for path, size in useful.items() if _name(path) in others)
+        kept = sum(_file_size(path) for path in self._paths() if name_in_marks(path) in others)
+        kept_useful = sum(size for path, size in useful.items() if name_in_marks(path) in others)
         if needed - kept_useful + kept > self.capacity():
             size = f"{(needed - kept_useful + kept) / 1e9:.2f} GB"
             with_others = ", with those that other processes read" if kept else ""
@@ -370,13 +370,13 @@ class HiddenStateCache:
         for path in sorted(self._paths(), key=lambda path: useful.get(path, path in resumed)):
             if used + new <= capacity:
                 break
-            if _name(path) in others:
+            if name_in_marks(path) in others:
                 continue
             used -= _file_size(path)
             new += useful.get(path, 0)
             path.unlink(missing_ok=True)
             self._files.pop(path, None)
-            deleted[_name(path).rpartition("-")[0]] += 1
+            deleted[name_in_marks(path).rpartition("-")[0]] += 1
         for name, count in deleted.items():
             logger.info("hidden states: %s deleted to make room (files: %d)", name, count)
 
@@ -410,11 +410,6 @@ class HiddenStateCache:
 
 def _prefix(spec: HiddenStateSpec) -> str:
     return f"k{spec.cutoff:02d}-{spec.norm}"
-
-
-def _name(path: Path) -> str:
-    """The name of a file for people, and in the marks of processes."""
-    return f"{path.parent.name}/{path.name}"
 
 
 def _file_size(path: Path) -> int:

@@ -224,10 +224,15 @@ def few_experiments(task, states):
 
 
 @pytest.fixture(scope="module")
-def alone(task, tmp_path_factory):
+def states_of_one(tmp_path_factory):
+    """The folder of hidden states of the process of `alone`."""
+    return tmp_path_factory.mktemp("states")
+
+
+@pytest.fixture(scope="module")
+def alone(task, states_of_one, tmp_path_factory):
     """The results of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    return run_experiments(few_experiments(task, folder / "states"), folder)
+    return run_experiments(few_experiments(task, states_of_one), tmp_path_factory.mktemp("alone"))
 
 
 def scores_of(sweep_results):
@@ -263,6 +268,23 @@ def test_an_experiment_that_fails_is_reported_and_the_others_are_finished(
     results, failed = run_experiments([*experiments, diverging], tmp_path / "out", **two_workers)
     assert len(results) == 2 and len(failed) == 1
     assert "diverged" in next(iter(failed.values()))
+
+
+def test_batches_that_fit_a_limited_disk_only_one_by_one_are_all_finished(
+    two_workers, alone, states_of_one, task, tmp_path
+):
+    one_cutoff = sum(path.stat().st_size for path in states_of_one.glob("*/k01-rms-*"))
+    limited = dict(states_dir=str(tmp_path / "states"), states_gigabytes=1.5 * one_cutoff / 1e9)
+    experiments = [
+        # Two for each cutoff, so that both processes read its hidden states.
+        experiment(task, kind="gemma_only", llm_layers=layers, pooling=pooling, **limited)
+        for layers in (1, 2)
+        for pooling in ("mean", "max")
+    ]
+    results, failed = run_experiments(experiments, tmp_path / "out", **two_workers)
+    assert len(results) == 4 and not failed
+    left = [path.name for path in (tmp_path / "states").glob("*/k*")]
+    assert left and all(name.startswith("k02-rms-") for name in left)
 
 
 def actor_processes():

@@ -1109,7 +1109,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_its_setting(tmp_
 def mark(cache, files, seconds=0):
     """Say that a process of another machine reads some files, and did so many seconds ago."""
     names = [path.relative_to(cache.folder).as_posix() for path in files]
-    content = {"machine": "elsewhere", "pid": 1, "started": 0.0, "files": names}
+    content = {"process": "elsewhere-0-1-0", "files": names}
     path = cache.folder / f"{use_marks.PREFIX}elsewhere.json"
     path.write_text(json.dumps(content))
     set_last_used(time.time() - seconds, path)

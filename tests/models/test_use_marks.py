@@ -12,7 +12,15 @@ import psutil
 import pytest
 
 from embedder_helpers.models import use_marks
-from embedder_helpers.models.use_marks import LOST_SECONDS, PREFIX, UseMark, names_in_use, own_mark
+from embedder_helpers.models.use_marks import (
+    LOST_SECONDS,
+    PREFIX,
+    UseMark,
+    names_in_use,
+    own_mark,
+    remove_marks,
+)
+from embedder_helpers.utils import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE, OTHER = "model-1/k01-rms-a.safetensors", "model-2/k02-rms-b.safetensors"
@@ -20,9 +28,10 @@ FILE, OTHER = "model-1/k01-rms-a.safetensors", "model-2/k02-rms-b.safetensors"
 READING = """
 import sys
 from pathlib import Path
-from embedder_helpers.models.use_marks import own_mark
+from embedder_helpers.models.use_marks import join_sweep, own_mark
 
-folder, *names = sys.argv[1:]
+sweep, folder, *names = sys.argv[1:]
+join_sweep(sweep)
 own_mark(Path(folder)).add(Path(folder, name) for name in names)
 print("reads", flush=True)
 sys.stdin.read()
@@ -40,19 +49,19 @@ def folder(tmp_path):
 @pytest.fixture
 def start_reading(folder):
     """A function that starts a process that says that it reads files, until its input ends."""
-    processes = []
+    started = []
 
-    def start(*names):
+    def start(*names, sweep="alone"):
         process = subprocess.Popen(
-            [sys.executable, "-c", READING, folder, *names], cwd=ROOT, text=True,
+            [sys.executable, "-c", READING, sweep, folder, *names], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        processes.append(process)
+        started.append(process)
         assert process.stdout.readline() == "reads\n"
         return process
 
     yield start
-    for process in processes:
+    for process in started:
         process.kill()
         process.communicate()
 
@@ -63,10 +72,9 @@ def marks(folder):
 
 def write_mark(folder, age=0.0, **changes):
     """A mark, by default of this process, that was touched so many seconds ago."""
-    process = psutil.Process()
-    mark = {"machine": use_marks._machine(), "pid": process.pid, "files": [FILE]}
+    mark = {"process": processes.own_name(), "files": [FILE]}
     path = folder / f"{PREFIX}{len(marks(folder))}.json"
-    path.write_text(json.dumps(mark | {"started": process.create_time()} | changes))
+    path.write_text(json.dumps(mark | changes))
     os.utime(path, (time.time() - age,) * 2)
     return path
 
@@ -104,12 +112,22 @@ def test_a_process_removes_its_mark_at_its_end(folder, start_reading):
 
 
 def test_a_process_that_got_the_number_of_a_dead_one_is_another_one(folder):
-    started = psutil.Process().create_time()
-    assert names_in_use(folder) == set()
-    path = write_mark(folder, started=started - 100)
+    *rest, started = processes.own_name().split("-")
+    path = write_mark(folder, process="-".join([*rest, f"{int(started) - 200}"]))
     assert names_in_use(folder) == set() and not path.exists()
-    path = write_mark(folder, started=started + 0.01)  # as read again
+    path = write_mark(folder, process="-".join([*rest, f"{int(started) + 1}"]))  # as read again
     assert names_in_use(folder) == {FILE} and path.exists()
+
+
+def test_a_process_from_before_the_machines_last_start_reads_nothing(
+    folder, tmp_path_factory, monkeypatch
+):
+    path = write_mark(folder)
+    assert names_in_use(folder) == {FILE}
+    boot = tmp_path_factory.mktemp("proc") / "boot_id"
+    boot.write_text("another start")
+    monkeypatch.setattr(processes, "BOOT", boot)
+    assert names_in_use(folder) == set() and not path.exists()
 
 
 def test_a_process_in_another_container_of_this_name_is_not_looked_up_here(
@@ -118,7 +136,7 @@ def test_a_process_in_another_container_of_this_name_is_not_looked_up_here(
     process = start_reading(FILE)
     link = tmp_path_factory.mktemp("proc") / "pid"
     link.symlink_to("pid:[1]")
-    monkeypatch.setattr(use_marks, "PROCESSES", link)
+    monkeypatch.setattr(processes, "NAMESPACE", link)
     process.kill()
     process.communicate()
     assert names_in_use(folder) == {FILE}
@@ -129,12 +147,12 @@ def test_a_process_in_another_container_of_this_name_is_not_looked_up_here(
 # Processes of other machines
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("number", [os.getpid(), 2**22 + 1])
 @pytest.mark.parametrize(("minutes", "counts"), [(0, True), (14, True), (16, False), (9999, False)])
 def test_a_process_of_another_machine_lives_as_long_as_it_touches_its_mark(
-    folder, pid, minutes, counts
+    folder, number, minutes, counts
 ):
-    path = write_mark(folder, 60 * minutes, machine="elsewhere", pid=pid)
+    path = write_mark(folder, 60 * minutes, process=f"elsewhere-0-{number}-0")
     assert names_in_use(folder) == ({FILE} if counts else set())
     assert path.exists() == counts
 
@@ -175,6 +193,27 @@ def test_a_mark_that_somebody_removed_is_written_and_touched_again(folder, quick
     wait_until(lambda: age(mark.path) < 60)
 
 
+# The processes of a sweep
+
+
+def test_one_process_removes_the_marks_of_all_of_its_sweep_and_of_no_other(folder, start_reading):
+    for _ in range(2):
+        start_reading(FILE, sweep="ours")
+    start_reading(OTHER, sweep="theirs")
+    own_mark(folder).add([folder / FILE])
+    remove_marks(folder, "ours")
+    assert names_in_use(folder) == {OTHER}
+    assert own_mark(folder).path.exists()
+
+
+def test_what_was_marked_before_the_marks_were_removed_is_not_marked_again(folder):
+    mark = UseMark(folder)
+    mark.add([folder / FILE])
+    remove_marks(folder, "alone")
+    mark.add([folder / OTHER])
+    assert names_in_use(folder) == {OTHER}
+
+
 # This process
 
 
@@ -183,6 +222,16 @@ def test_a_process_has_one_mark_in_a_folder_and_does_not_count_it(folder, tmp_pa
     own_mark(folder).add([folder / FILE])
     assert len(marks(folder)) == 1 and names_in_use(folder) == set()
     assert own_mark(tmp_path_factory.mktemp("other")) is not own_mark(folder)
+
+
+def test_a_folder_is_the_same_by_whatever_path(folder, tmp_path_factory, monkeypatch):
+    link = tmp_path_factory.mktemp("links") / "link"
+    link.symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    for path in (link, Path(folder.name), link / ".." / folder.name / "below" / ".."):
+        own_mark(path).add([path / FILE])
+        assert own_mark(path) is own_mark(folder)
+        assert names_in_use(path) == set() and len(marks(folder)) == 1
 
 
 def test_files_are_added_or_replaced(folder):
@@ -231,9 +280,12 @@ DAMAGED = [
     b"", b"{", b"\xff\xfe", b"[]", b"1", b"null", b'"text"', b"{}", b'{"machine": "elsewhere"}',
 ]  # fmt: skip
 WRONG = [
-    {"pid": "1"}, {"pid": -1}, {"pid": 2**70}, {"pid": 1.5}, {"pid": []}, {"started": None},
-    {"started": "1"}, {"files": None}, {"files": 1}, {"files": [[]]}, {"machine": None},
-    {"machine": [], "files": None},
+    {"process": name} for name in (None, 1, [], "", "elsewhere", "a-b-c", "a-b-c-d-e")
+] + [
+    {"process": f"{processes.own_name().rsplit('-', 2)[0]}-{rest}"}
+    for rest in ("one-1", "-1", "1.5-1", f"{2**70}-1", "1-one", "1-")
+] + [
+    {"files": None}, {"files": 1}, {"files": [[]]}, {"process": "elsewhere-0-1-0", "files": None},
 ]  # fmt: skip
 
 
@@ -250,7 +302,7 @@ def test_a_mark_of_other_types_is_ignored(folder, changes):
 
 
 def test_damaged_marks_hide_no_others(folder):
-    write_mark(folder, pid="1")
+    write_mark(folder, process=1)
     for number, content in enumerate(DAMAGED):
         (folder / f"{PREFIX}-{number}.json").write_bytes(content)
     write_mark(folder)
