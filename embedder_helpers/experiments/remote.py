@@ -162,7 +162,7 @@ class RemoteExecutor:
 
     def _build(self, site: tuple) -> None:
         from embedder_helpers.experiments.executor import make_executor
-        from embedder_helpers.experiments.sweep import plan_all
+        from embedder_helpers.experiments.plan import plan_all
 
         names, todo, capacity = site
         self._stack.close()

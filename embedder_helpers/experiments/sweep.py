@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from embedder_helpers.config import Experiment
-from embedder_helpers.data.tasks import Task
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import session
-from embedder_helpers.experiments.plan import Outcome, Plan, Status, plan_experiment
+from embedder_helpers.experiments.plan import Outcome, Plan, Status, plan_all
 from embedder_helpers.results import tables
 from embedder_helpers.results.result import Result, read_result
 from embedder_helpers.utils import environment
@@ -130,33 +129,6 @@ def _collect(plans: Sequence[Plan], outcomes: dict[str, Outcome]) -> SweepResult
     if failed and not results:
         raise InputError(next(iter(failed.values())).reason)
     return SweepResults(results, {name: outcome.reason for name, outcome in failed.items()})
-
-
-def plan_all(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
-    """A plan for each distinct result; each task is loaded once.
-
-    Args:
-        experiments: to plan.
-        folder: for the results.
-
-    Raises:
-        InputError: a preset, data or a tracker that cannot be used.
-    """
-    tasks: dict[tuple, Task] = {}
-    plans: dict[Path, Plan] = {}
-    for experiment in experiments:
-        key = tuple(experiment.task_settings().values())
-        plan = plan_experiment(experiment, folder, tasks.get(key))
-        tasks[key] = plan.task
-        other = plans.get(plan.path)
-        if other is None or _saves_more(experiment, other.experiment):
-            plans[plan.path] = plan
-    return list(plans.values())
-
-
-def _saves_more(experiment: Experiment, other: Experiment) -> bool:
-    order = (False, True, "with_gemma")
-    return order.index(experiment.save_embedder) > order.index(other.save_embedder)
 
 
 def _unfinished(plans: Iterable[Plan]) -> list[Plan]:
