@@ -8,7 +8,7 @@ The format is that of safetensors:
 
     keys        (texts, 16)      uint8    of the texts
     lengths     (texts,)         int64    number of tokens of each text
-    checksums   (texts,)         uint32   CRC-32 of a text's key, length and hidden states
+    checksums   (texts,)         uint32   CRC-32 of model, spec, a text's key, length, hidden states
     states      (tokens, width)           one text after another
 """
 
@@ -48,7 +48,7 @@ def write_shard(path: Path, keys: Sequence[bytes], states: RaggedArray) -> None:
     """Write the hidden states of some texts, which need not be in the order of `states.values`.
 
     Args:
-        path: of the file, from `shard_path`; its folder must exist.
+        path: of the file, from `shard_path`; its folder, named after the model, must exist.
         keys: of the texts, 16 bytes each.
         states: of the texts, in the same order.
 
@@ -56,7 +56,8 @@ def write_shard(path: Path, keys: Sequence[bytes], states: RaggedArray) -> None:
         InputError: the disk or the folder does not allow it.
     """
     texts = [states.text(row) for row in range(len(keys))]
-    checksums = [_checksum(key, text) for key, text in zip(keys, texts, strict=True)]
+    start = _start_checksum(path)
+    checksums = [_checksum(start, key, text) for key, text in zip(keys, texts, strict=True)]
     tensors = {
         "keys": np.frombuffer(b"".join(keys), "uint8").reshape(-1, KEY_BYTES),
         "lengths": np.asarray(states.lengths, "int64"),
@@ -106,12 +107,13 @@ class ShardFile:
         self.keys = [key.tobytes() for key in keys]
         self.rows = {key: row for row, key in enumerate(self.keys)}
         self.states = from_lengths(values, lengths)
+        self._start = _start_checksum(path)
         self._is_intact = np.zeros(len(lengths), bool)  # as far as it was checked
 
     def is_intact(self, row: int) -> bool:
         """Whether a text is what was written; of what once was, the bytes are not read again."""
         if not self._is_intact[row]:
-            checksum = _checksum(self.keys[row], self.states.text(row))
+            checksum = _checksum(self._start, self.keys[row], self.states.text(row))
             self._is_intact[row] = checksum == self._checksums[row]
         return bool(self._is_intact[row])
 
@@ -148,6 +150,11 @@ def _map(path: Path, name: str) -> np.ndarray:
     return np.memmap(path, dtype, "r", 8 + size + start, shape)
 
 
-def _checksum(key: bytes, states: np.ndarray) -> int:
-    start = zlib.crc32(key + len(states).to_bytes(8, "little"))
+def _start_checksum(path: Path) -> int:
+    """Of model and spec, so that a file under the name of another one's holds no intact text."""
+    return zlib.crc32(f"{path.parent.name}/{path.name.rpartition('-')[0]}".encode())
+
+
+def _checksum(start: int, key: bytes, states: np.ndarray) -> int:
+    start = zlib.crc32(key + len(states).to_bytes(8, "little"), start)
     return zlib.crc32(np.ascontiguousarray(states).view("uint8").data, start)

@@ -135,7 +135,7 @@ def test_a_name_says_which_texts_in_which_order(tmp_path):
 
 
 def test_the_same_texts_are_written_as_the_same_bytes(path, tmp_path):
-    other = tmp_path / f"other{SUFFIX}"
+    other = tmp_path / f"k01-rms-other{SUFFIX}"
     order = [3, 1, 0, 2]
     values = np.concatenate([STATES.text(row) for row in order])
     shuffled = from_lengths(values, [LENGTHS[row] for row in order])
@@ -165,7 +165,7 @@ def changed(content, position, mask):
 
 
 def test_whatever_byte_is_changed_a_text_that_is_intact_is_right(path):
-    content, copy = path.read_bytes(), path.with_name("copy")
+    content, copy = path.read_bytes(), path.with_name("k01-rms-copy")
     start = content.index(VALUES.tobytes())
     for position in range(len(content)):
         for mask in (1 << position % 8, 32, 255):
@@ -177,7 +177,7 @@ def test_whatever_byte_is_changed_a_text_that_is_intact_is_right(path):
 
 
 def test_a_file_that_was_cut_anywhere_is_damaged(path):
-    content, copy = path.read_bytes(), path.with_name("copy")
+    content, copy = path.read_bytes(), path.with_name("k01-rms-copy")
     for length in range(len(content)):
         copy.write_bytes(content[:length])
         with pytest.raises(ValueError):
@@ -231,6 +231,13 @@ def test_texts_of_which_parts_changed_places_are_not_intact(path, one, other):
     assert len(parts) == 2
     path.write_bytes(other.join(part.replace(other, one) for part in parts))
     assert intact_texts(path).keys() == {KEYS[1], KEYS[2]}
+
+
+def test_a_file_under_the_name_of_another_model_or_spec_has_no_intact_texts(path, tmp_path):
+    (tmp_path / "model").mkdir()
+    for other in (path.with_name(path.name.replace("k01", "k02")), tmp_path / "model" / path.name):
+        shutil.copy(path, other)
+        assert intact_texts(other) == {}
 
 
 def test_what_was_checked_once_is_not_read_again(path, monkeypatch):
