@@ -19,7 +19,7 @@ from embedder_helpers.config import Experiment, with_baselines
 from embedder_helpers.config_files import load_experiments, parse_overrides
 from embedder_helpers.errors import MAX_MESSAGE, MAX_VALUE, InputError, redact, shorten, show
 from embedder_helpers.utils import environment, keras_state, progress
-from embedder_helpers.utils.files import as_path, writable_file
+from embedder_helpers.utils.files import as_path, writable_file, writable_folder
 
 logger = logging.getLogger("embedder_helpers")  # not `__main__`, which is what this module is
 
@@ -382,17 +382,19 @@ def _states_options(parser: Parser) -> None:
 def states(options: Options) -> None:
     """List or clear the hidden-state cache."""
     keras_state.backend()
-    from embedder_helpers.models.hidden_states import HiddenStateCache
+    from embedder_helpers.models import cache_folder
 
     folder = as_path(options.dir) if options.dir else environment.states_folder()
     if options.dir and not folder.is_dir():
         raise InputError(f"--dir: there is no folder {show(options.dir)}")
-    cache = HiddenStateCache(folder)
+    folder = writable_folder(folder, "states_dir")
+    cache_folder.log_old_files(folder)
     if options.clear is not None:
-        print(f"{cache.clear(options.clear or None) / 1e9:.2f} GB freed in {cache.folder}")
+        freed = cache_folder.clear(folder, options.clear or None)
+        print(f"{freed / 1e9:.2f} GB freed in {folder}")
         return
-    summary = cache.summary()
-    print(summary.to_string(index=False) if len(summary) else f"no hidden states in {cache.folder}")
+    summary = cache_folder.summary(folder)
+    print(summary.to_string(index=False) if len(summary) else f"no hidden states in {folder}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from embedder_helpers.models.shapes import (
     preset_shape,
     training_bytes,
 )
+from embedder_helpers.models.sharding import divide
 from embedder_helpers.models.text_model import forward_batches, padded_length
 from embedder_helpers.utils import environment, progress
 
@@ -224,6 +225,7 @@ class Part:
         disk: bytes.
         operations: number of operations.
         is_forward: whether it is a forward pass through Gemma.
+        shards: number of pieces that the forward pass can be divided into.
     """
 
     name: str
@@ -235,6 +237,7 @@ class Part:
     disk: float = 0.0
     operations: float = 0.0
     is_forward: bool = False
+    shards: int = 1
 
     @property
     def shared_seconds(self) -> float:
@@ -323,7 +326,8 @@ class _ForwardPass:
             forward_operations(self.shape, texts * length, deepest, length)
             for _, length, texts in batches
         )
-        value_bytes = sum(np.dtype(spec.dtype).itemsize for spec in self.specs)
+        value_bytes = [np.dtype(spec.dtype).itemsize for spec in self.specs]
+        width = self.shape["hidden_dim"]
         tokens = min(budget, int(lengths.sum()))
         return Part(
             f"{self.preset}, one forward pass, {self.dtype}",
@@ -332,9 +336,10 @@ class _ForwardPass:
             + ", or llm_layers",
             start=COMPILING_SECONDS * len(shapes),
             memory=process + weights + tokens * token_bytes,
-            disk=min(self.limit, value_bytes * self.shape["hidden_dim"] * lengths.sum()),
+            disk=min(self.limit, sum(value_bytes) * width * lengths.sum()),
             operations=operations,
             is_forward=True,
+            shards=len(divide(lengths, lengths > 0, max(value_bytes) * width)),
         )
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 from embedder_helpers.config import Experiment
 from embedder_helpers.data.tasks import Task
 from embedder_helpers.experiments.estimate import Device, Part, sweep_parts
-from embedder_helpers.models.hidden_states import MAX_SHARDS, SHARD_BYTES
 
 # Measured on two cores of an AMD EPYC: docs/performance.md.
 START_SECONDS = 20.0  # until a process of a cluster has imported TensorFlow and planned
@@ -53,7 +52,7 @@ def estimate_workers(
             "loading Gemma": sum(part.start for part in walks),
             "the longest experiment": max(alone, default=0.0),
         }
-        walk = sum(part.shared_seconds / min(count, _shards(part)) for part in walks)
+        walk = sum(part.shared_seconds / min(count, part.shards) for part in walks)
         run = max(_makespan(alone, count), fixed["the driver"])
         start = fixed["starting the processes"] + fixed["building models"] + fixed["loading Gemma"]
         seconds = start + walk + run
@@ -72,11 +71,6 @@ def estimate_workers(
 def _parallel_seconds(walks: Sequence[Part], alone: Sequence[float], count: int) -> float:
     walk = sum(part.shared_seconds / count + part.start for part in walks)
     return walk + sum(alone) / count
-
-
-def _shards(part: Part) -> int:
-    """Number of shards of a forward pass, which follows from the size of its hidden states."""
-    return max(MAX_SHARDS, int(part.disk / SHARD_BYTES))
 
 
 def _makespan(seconds: Sequence[float], count: int) -> float:

@@ -17,7 +17,8 @@ import numpy as np
 from embedder_helpers.experiments.plan import Plan, Subset
 from embedder_helpers.models.batching import RaggedArray
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec, hidden_state_specs
-from embedder_helpers.models.hidden_states import HiddenStateCache, text_keys
+from embedder_helpers.models.hidden_states import HiddenStateCache
+from embedder_helpers.models.sharding import text_keys
 from embedder_helpers.utils import environment, progress
 
 # For each kind of hidden states, `(texts,)` whether a text's are wanted.
@@ -54,11 +55,13 @@ class ExperimentBatch:
         """Approximate operations of the hidden states of texts that are missing, for a bar."""
         if not self.wanted:
             return 0.0
-        missing = self.cache.missing(self.gemma, text_keys(self.ids), self.wanted)
+        ids = self.ids.select(np.arange(len(self.ids))[shard])
+        wanted = {spec: mask[shard] for spec, mask in self.wanted.items()}
+        missing = self.cache.missing(self.gemma, text_keys(ids), wanted)
         if not missing:
             return 0.0
-        deepest = max(spec.cutoff for spec in missing)
-        tokens = (self.ids.lengths * np.any(list(missing.values()), axis=0))[shard].sum()
+        deepest = max(spec.cutoff for spec, mask in missing.items() if mask.any())
+        tokens = ids.lengths @ np.any(list(missing.values()), axis=0)
         return progress.forward_flops(tokens, deepest, self.gemma.preset.width)
 
     def describe(self) -> str:

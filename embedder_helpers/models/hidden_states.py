@@ -7,22 +7,16 @@ share the folder: a file never changes, and one that a living process reads is n
 """
 
 import contextlib
-import functools
 import hashlib
-import logging
 import os
 import re
-import shutil
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from embedder_helpers.errors import InputError
+from embedder_helpers.models import cache_folder, eviction
 from embedder_helpers.models.batching import (
     MultiLayerStates,
     RaggedArray,
@@ -30,42 +24,20 @@ from embedder_helpers.models.batching import (
     stack_layers,
 )
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
-from embedder_helpers.models.shard_file import (
-    SUFFIX,
-    TEXT_BYTES,
-    MappedStates,
-    ShardFile,
-    shard_path,
-    write_shard,
+from embedder_helpers.models.shard_file import TEXT_BYTES, shard_path, write_shard
+from embedder_helpers.models.shard_index import Found, ShardIndex
+from embedder_helpers.models.sharding import (
+    Wanted,
+    divide,
+    first_occurrences,
+    group_by_missing,
+    text_keys,
 )
-from embedder_helpers.models.use_marks import name_in_marks, names_in_use, own_mark
+from embedder_helpers.models.use_marks import own_mark
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.files import writable_folder
 
-logger = logging.getLogger(__name__)
-
-RESERVE = 2 * 10**9  # bytes of the disk that are left free
 FORMAT = 3  # raised when the files' format, or what Gemma computes for them, changes
-SHARD_BYTES = 2**26  # of a file at most, unless a single text is longer
-MIN_SHARD_TOKENS, MAX_SHARDS = 4096, 32  # smaller shards are not worth a file
-FILE_NAME = re.compile(rf"k(\d+)-(rms|learned|none)-[0-9a-f]{{16}}{re.escape(SUFFIX)}")
-
-# For each kind of hidden states, `(texts,)` whether a text's are wanted.
-Wanted = Mapping[HiddenStateSpec, np.ndarray]
-
-
-class Found(NamedTuple):
-    """What the cache has of some texts for one spec.
-
-    Attributes:
-        states: of the texts, memory-mapped.
-        complete: `(texts,)` whether a text's are there, and intact.
-        paths: of the files that they are in.
-    """
-
-    states: RaggedArray
-    complete: np.ndarray
-    paths: set[Path]
 
 
 class HiddenStateCache:
@@ -82,9 +54,9 @@ class HiddenStateCache:
     def __init__(self, folder: str | Path, gigabytes: float | None = None):
         self.folder = writable_folder(folder, "states_dir")
         self.limit = float("inf") if gigabytes is None else gigabytes * 1e9
-        self._files: dict[Path, ShardFile | None] = {}  # None: damaged
+        self._index = ShardIndex()
         self._mark = own_mark(self.folder)
-        _log_old_files(self.folder)
+        cache_folder.log_old_files(self.folder)
 
     def lookup(
         self, gemma: Gemma, ids: RaggedArray, specs: Sequence[HiddenStateSpec]
@@ -149,7 +121,7 @@ class HiddenStateCache:
             InputError: it does not fit the size limit.
         """
         keys = text_keys(ids)
-        wanted = _first_occurrences(keys, wanted)
+        wanted = first_occurrences(keys, wanted)
         if not np.any(list(wanted.values())):
             return []
         if self.missing(gemma, keys, wanted):
@@ -157,10 +129,16 @@ class HiddenStateCache:
         found = (self._find(gemma, spec, keys, mask).paths for spec, mask in wanted.items())
         self._mark.replace(set().union(*found))
         missing = self.missing(gemma, keys, wanted)  # after the mark: what is there now stays
+        if not missing:
+            return []
         is_missing = np.any(list(missing.values()), axis=0)
-        widest = max((self._token_bytes(gemma, spec) for spec in wanted), default=1)
-        shards = _shards(ids.lengths, np.any(list(wanted.values()), axis=0), SHARD_BYTES // widest)
-        return [rows for rows in shards if np.any(is_missing[rows])] if missing else []
+        widest = max(self._token_bytes(gemma, spec) for spec in wanted)
+        shards = divide(ids.lengths, np.any(list(wanted.values()), axis=0), widest)
+        shards = [rows for rows in shards if np.any(is_missing[rows])]
+        for rows in shards:
+            part = {spec: mask[rows] for spec, mask in missing.items()}
+            self._mark.add(self._resumed_paths(gemma, [keys[row] for row in rows], part))
+        return shards
 
     def compute_shard(
         self, gemma: Gemma, ids: RaggedArray, wanted: Wanted, shard: np.ndarray
@@ -178,20 +156,24 @@ class HiddenStateCache:
         Raises:
             InputError: hidden states that are not finite; not enough memory; a full disk.
         """
-        self._forget_deleted()
+        self._index.forget_deleted()
         keys = text_keys(ids)
         wanted = {
             spec: mask & np.isin(np.arange(len(ids)), shard)
-            for spec, mask in _first_occurrences(keys, wanted).items()
+            for spec, mask in first_occurrences(keys, wanted).items()
         }
         missing = self.missing(gemma, keys, wanted)
         if not missing:  # another process has computed them
             return
         resume_from = self._resume_point(gemma, keys, missing)
-        groups = _group_by_missing(missing)
+        if resume_from:
+            self._mark.add(resume_from[1].paths)
+        groups = group_by_missing(missing)
         # The groups with the largest cutoffs first, so that Gemma's layers are loaded once.
         for rows, specs in sorted(groups, key=lambda group: -group[1][-1].cutoff):
-            resume_rows = (resume_from[0], resume_from[1].select(rows)) if resume_from else None
+            resume_rows = None
+            if resume_from:
+                resume_rows = resume_from[0], resume_from[1].states.select(rows)
             parts = gemma.forward_layers(ids.select(rows), specs, resume_rows)
             for spec, states in _collect(parts, ids.lengths[rows], gemma.preset.width):
                 self._write(gemma, spec, [keys[row] for row in rows], states)
@@ -201,9 +183,9 @@ class HiddenStateCache:
     ) -> None:
         folder = self.model_folder(gemma)
         folder.mkdir(exist_ok=True)
-        path = shard_path(folder, _prefix(spec), keys)
+        path = shard_path(folder, cache_folder.spec_prefix(spec), keys)
         write_shard(path, keys, states)
-        self._files.pop(path, None)  # of which a damaged one may be open
+        self._index.forget(path)
         self._mark.add({path})
 
     def missing(
@@ -218,15 +200,20 @@ class HiddenStateCache:
 
     def _resume_point(
         self, gemma: Gemma, keys: Sequence[bytes], missing: Wanted
-    ) -> tuple[int, RaggedArray] | None:
+    ) -> tuple[int, Found] | None:
         """The largest cutoff whose cached raw hidden states all that is missing can start from."""
         smallest = min(spec.cutoff for spec, mask in missing.items() if mask.any())
         needed = np.any(list(missing.values()), axis=0)
         for cutoff in range(smallest, 0, -1):
             found = self._find(gemma, HiddenStateSpec(cutoff, "none"), keys, needed)
             if found.complete[needed].all():
-                return cutoff, found.states
+                return cutoff, found
         return None
+
+    def _resumed_paths(self, gemma: Gemma, keys: Sequence[bytes], missing: Wanted) -> set[Path]:
+        """The files of raw hidden states that what is missing starts from."""
+        resume_from = self._resume_point(gemma, keys, missing) if missing else None
+        return resume_from[1].paths if resume_from else set()
 
     def _find(
         self,
@@ -235,51 +222,15 @@ class HiddenStateCache:
         keys: Sequence[bytes],
         mask: np.ndarray | None = None,
     ) -> Found:
-        """What is cached of those of the texts that a mask `(texts,)` names; None: of all."""
-        files = self._open_files(gemma, spec)
-        starts = np.cumsum([0, *(len(file.states.values) for file in files)])
-        offsets, lengths = np.zeros((2, len(keys)), "int64")
-        complete, paths = np.zeros(len(keys), bool), set()
-        for text in range(len(keys)) if mask is None else np.flatnonzero(mask):
-            for number, file in enumerate(files):
-                row = file.rows.get(keys[text])
-                if row is not None and file.is_intact(row):  # else it may be in another one too
-                    offsets[text] = starts[number] + file.states.offsets[row]
-                    lengths[text] = file.states.lengths[row]
-                    complete[text] = True
-                    paths.add(file.path)
-                    break
-        values = [file.states.values for file in files]
-        empty = np.empty((0, gemma.preset.width), spec.dtype)
-        joined = MappedStates(values) if len(values) > 1 else next(iter(values), empty)
-        return Found(RaggedArray(joined, offsets, lengths), complete, paths)
-
-    def _open_files(self, gemma: Gemma, spec: HiddenStateSpec) -> list[ShardFile]:
-        """The files of a spec that are whole; each is opened once."""
-        pattern = f"{_prefix(spec)}-*{SUFFIX}"
-        paths = sorted(self.model_folder(gemma).glob(pattern))
-        for path in paths:
-            if path not in self._files:
-                try:
-                    self._files[path] = ShardFile(path)
-                except FileNotFoundError:  # another process has just deleted it
-                    continue
-                except (OSError, ValueError) as error:
-                    logger.warning("hidden states: computed again, since %s", error)
-                    self._files[path] = None
-        return [file for path in paths if (file := self._files.get(path))]
+        return self._index.find(self.model_folder(gemma), spec, keys, mask)
 
     def _use(self, paths: set[Path]) -> None:
         """Note that files are read: now, for what to delete first, and by this process."""
-        self._forget_deleted()
+        self._index.forget_deleted()
         self._mark.add(paths)
         for path in paths:
             with contextlib.suppress(OSError):  # deleted, or not ours: it stays readable
                 os.utime(path)
-
-    def _forget_deleted(self) -> None:
-        """Let go of files that another process deleted: until then, they take room on the disk."""
-        self._files = {path: file for path, file in self._files.items() if path.exists()}
 
     def model_folder(self, gemma: Gemma) -> Path:
         """The folder of a model's hidden states."""
@@ -299,93 +250,25 @@ class HiddenStateCache:
         )
 
     def capacity(self) -> float:
-        """Bytes that hidden states can take in total, by the size limit and by the disk."""
-        free = shutil.disk_usage(self.folder).free - RESERVE
-        return min(self.limit, max(0, free) + self._used_bytes())
+        """Bytes that hidden states can take, by the size limit, the disk and what others read."""
+        return eviction.capacity(self.folder, self.limit)
 
-    def summary(self) -> pd.DataFrame:
-        """A row per spec: model, cutoff, norm, texts, gigabytes, and when it was last used."""
-        groups: dict[tuple[str, str, str], list[Path]] = {}
-        for path in self._paths():
-            cutoff, norm = FILE_NAME.fullmatch(path.name).groups()
-            groups.setdefault((path.parent.name, cutoff, norm), []).append(path)
-        rows = []
-        for (model, cutoff, norm), paths in groups.items():
-            used = max(map(_last_used, paths))
-            texts = {key for path in paths for key in _keys_of(path)}
-            size = sum(map(_file_size, paths)) / 1e9
-            shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
-            rows.append((model, int(cutoff), norm, len(texts), size, shown))
-        columns = ("model", "cutoff", "norm", "texts", "gigabytes", "last used")
-        return pd.DataFrame(rows, columns=columns)
+    def _make_room(
+        self, gemma: Gemma, ids: RaggedArray, keys: Sequence[bytes], wanted: Wanted
+    ) -> None:
+        useful = self._useful_bytes(gemma, keys, wanted)
+        missing = self.missing(gemma, keys, wanted)  # nothing, if another process was faster
+        resumed = self._resumed_paths(gemma, keys, missing)
+        needed = self.bytes_of(gemma, ids, wanted)
+        eviction.make_room(self.folder, self.limit, needed, useful, resumed)
+        self._index.forget_deleted()
 
-    def clear(self, model: str | None = None) -> int:
-        """Delete the hidden states of one model, as `summary` names it, or of all.
-
-        Returns:
-            The number of bytes that were freed.
-
-        Raises:
-            InputError: there are none of this model.
-        """
-        paths = [path for path in self._paths() if model in (None, path.parent.name)]
-        if model and not paths:
-            raise InputError(
-                f"{self.folder} contains no hidden states of {model!r}: "
-                "`python -m embedder_helpers states` lists the names"
-            )
-        paths += [] if model else _old_files(self.folder)
-        size = sum(map(_file_size, paths))
-        for path in paths:
-            path.unlink(missing_ok=True)
-        return size
-
-    def _paths(self) -> list[Path]:
-        """Files of hidden states, the least recently used first."""
-        paths = self.folder.glob(f"*/k*{SUFFIX}")  # a model of the user's may be among them
-        paths = (path for path in paths if FILE_NAME.fullmatch(path.name))
-        return sorted(paths, key=lambda path: (_last_used(path), path))
-
-    def _make_room(self, gemma: Gemma, ids: RaggedArray, keys: list[bytes], wanted: Wanted) -> None:
-        """Delete files, the least recently used first, until what is wanted fits.
-
-        First those in which nothing is wanted; then those with the least that is, which is computed
-        again. What another process reads stays.
-        """
-        needed, useful = self.bytes_of(gemma, ids, wanted), self._useful_bytes(gemma, keys, wanted)
-        new = needed - sum(useful.values())
-        resumed = self._resumed_paths(gemma, keys, wanted)
-        others = names_in_use(self.folder)  # last, because what is above takes long
-        kept = sum(_file_size(path) for path in self._paths() if name_in_marks(path) in others)
-        kept_useful = sum(size for path, size in useful.items() if name_in_marks(path) in others)
-        if needed - kept_useful + kept > self.capacity():
-            size = f"{(needed - kept_useful + kept) / 1e9:.2f} GB"
-            with_others = ", with those that other processes read" if kept else ""
-            raise InputError(
-                f"hidden states need {size}{with_others}, but {self.folder} has room "
-                f"for {self.capacity() / 1e9:.2f} GB: set states_dir to a larger disk, raise "
-                "states_gigabytes, or lower max_train_texts"
-            )
-        used, capacity, deleted = self._used_bytes(), self.capacity(), Counter[str]()
-        for path in sorted(self._paths(), key=lambda path: useful.get(path, path in resumed)):
-            if used + new <= capacity:
-                break
-            if name_in_marks(path) in others:
-                continue
-            used -= _file_size(path)
-            new += useful.get(path, 0)
-            path.unlink(missing_ok=True)
-            self._files.pop(path, None)
-            deleted[name_in_marks(path).rpartition("-")[0]] += 1
-        for name, count in deleted.items():
-            logger.info("hidden states: %s deleted to make room (files: %d)", name, count)
-
-    def _useful_bytes(self, gemma: Gemma, keys: list[bytes], wanted: Wanted) -> dict[Path, int]:
+    def _useful_bytes(self, gemma: Gemma, keys: Sequence[bytes], wanted: Wanted) -> dict[Path, int]:
         """Of the files in which something is wanted, how much."""
         useful: dict[Path, int] = {}
         for spec, mask in wanted.items():
             wanted_keys = {keys[row] for row in np.flatnonzero(mask)}
-            for file in self._open_files(gemma, spec):
+            for file in self._index.open_files(self.model_folder(gemma), spec):
                 rows = [row for row, key in enumerate(file.keys) if key in wanted_keys]
                 intact = [row for row in rows if file.is_intact(row)]
                 wanted_keys -= {file.keys[row] for row in intact}
@@ -394,82 +277,6 @@ class HiddenStateCache:
                     size = tokens * self._token_bytes(gemma, spec) + len(intact) * TEXT_BYTES
                     useful[file.path] = size
         return useful
-
-    def _resumed_paths(self, gemma: Gemma, keys: list[bytes], wanted: Wanted) -> set[Path]:
-        """The files of raw hidden states that what is missing starts from."""
-        missing = self.missing(gemma, keys, wanted)  # nothing, if another process was faster
-        resume_from = self._resume_point(gemma, keys, missing) if missing else None
-        if not resume_from:
-            return set()
-        needed = np.any(list(missing.values()), axis=0)
-        return self._find(gemma, HiddenStateSpec(resume_from[0], "none"), keys, needed).paths
-
-    def _used_bytes(self) -> int:
-        return sum(map(_file_size, self._paths()))
-
-
-def _prefix(spec: HiddenStateSpec) -> str:
-    return f"k{spec.cutoff:02d}-{spec.norm}"
-
-
-def _file_size(path: Path) -> int:
-    with contextlib.suppress(OSError):  # another process has just deleted it
-        return path.stat().st_size
-    return 0
-
-
-def _last_used(path: Path) -> float:
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime
-    return 0.0
-
-
-def _keys_of(path: Path) -> list[bytes]:
-    try:
-        return ShardFile(path).keys
-    except (OSError, ValueError):
-        return []
-
-
-def _old_files(folder: Path) -> list[Path]:
-    """Those of versions before 0.7.0, which kept a file per spec and an index beside it."""
-    return [
-        path for suffix in ("states", "index") for path in folder.glob(f"*/k[0-9][0-9]-*.{suffix}")
-    ]
-
-
-@functools.cache  # once in a process
-def _log_old_files(folder: Path) -> None:
-    if size := sum(map(_file_size, _old_files(folder))):
-        logger.info(
-            "hidden states: %.2f GB of an earlier version in %s are not read any more; `python -m "
-            "embedder_helpers states --clear` deletes them, and all others",
-            size / 1e9,
-            folder,
-        )
-
-
-def _shards(lengths: np.ndarray, mask: np.ndarray, most: int) -> list[np.ndarray]:
-    """Rows of each shard, of texts of similar length.
-
-    Args:
-        lengths: `(texts,)` number of tokens of each text.
-        mask: `(texts,)` which texts are in one.
-        most: tokens of a shard; a longer text has one of its own.
-    """
-    rows = np.flatnonzero(mask)
-    rows = rows[np.argsort(-lengths[rows], kind="stable")]
-    total = int(lengths[rows].sum())
-    most = max(1, min(most, max(MIN_SHARD_TOKENS, -(-total // MAX_SHARDS))))
-    shards: list[list[int]] = []
-    room = 0
-    for row in rows.tolist():
-        if lengths[row] > room:
-            shards.append([])
-            room = most
-        shards[-1].append(row)
-        room -= int(lengths[row])
-    return [np.array(shard) for shard in shards]
 
 
 def _collect(
@@ -495,29 +302,3 @@ def _collect(
         rest.difference_update(np.asarray(rows).tolist())
         if not rest:
             yield spec, begun.pop(spec)[0]
-
-
-def text_keys(ids: RaggedArray) -> list[bytes]:
-    """A key of 16 bytes per text, the hash of its token ids."""
-    texts = (ids.text(row).astype("<i4").tobytes() for row in range(len(ids)))
-    return [hashlib.blake2b(text, digest_size=16).digest() for text in texts]
-
-
-def _first_occurrences(keys: Sequence[bytes], wanted: Wanted) -> dict[HiddenStateSpec, np.ndarray]:
-    """The masks, moved to the first row of each key, so that a duplicate is computed once."""
-    first: dict[bytes, int] = {}
-    rows = np.array([first.setdefault(key, row) for row, key in enumerate(keys)], int)
-    moved = {spec: np.zeros(len(keys), bool) for spec in wanted}
-    for spec, mask in wanted.items():
-        moved[spec][rows[mask]] = True
-    return moved
-
-
-def _group_by_missing(
-    missing: Mapping[HiddenStateSpec, np.ndarray],
-) -> Iterator[tuple[np.ndarray, list[HiddenStateSpec]]]:
-    """Rows of the texts for which the same specs are missing, and these specs."""
-    matrix = np.stack(list(missing.values()), 1)  # (texts, specs)
-    for pattern in np.unique(matrix[matrix.any(1)], axis=0)[::-1]:
-        specs = [spec for spec, is_missing in zip(missing, pattern, strict=True) if is_missing]
-        yield np.flatnonzero((matrix == pattern).all(1)), specs

@@ -14,8 +14,9 @@ from embedder_helpers.experiments.plan import Subset, plan_experiment
 from embedder_helpers.experiments.run import run_experiment
 from embedder_helpers.experiments.schedule import ExperimentBatch, schedule
 from embedder_helpers.models import gemma as gemma_module
-from embedder_helpers.models import hidden_states
+from embedder_helpers.models import hidden_states, sharding
 from embedder_helpers.models.batching import from_lengths
+from embedder_helpers.models.cache_folder import summary
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import HiddenStateCache
 
@@ -118,6 +119,24 @@ def run_batches(batches, scored=()):
     return passes, scores
 
 
+def test_the_work_of_a_shard_looks_at_its_texts_only(make_plans, rain, monkeypatch):
+    (batch,) = gemma_batches(make_plans(rain, ALL_CUTOFFS[:2]))
+    monkeypatch.setattr(sharding, "SHARD_TOKENS", 8 * 24)
+    shards, work = batch.prepare(), batch.forward_work()
+    batch.compute_shard(shards[0])
+    looked_at, missing = [], batch.cache.missing
+
+    def count(gemma, keys, wanted):
+        looked_at.append(len(keys))
+        return missing(gemma, keys, wanted)
+
+    monkeypatch.setattr(batch.cache, "missing", count)
+    works = [batch.forward_work(shard) for shard in shards]
+    assert looked_at == [len(shard) for shard in shards] and len(shards) > 2
+    assert works[0] == 0 and 0 < sum(works) < work
+    assert sum(works) == pytest.approx(batch.forward_work())
+
+
 # Which plans share a forward pass
 
 
@@ -173,7 +192,7 @@ def test_roberta_alone_runs_first_and_reads_no_hidden_states(make_plans, rain):
     assert first.plans == [plans[1]] and not first.wanted and first.gemma is None
     assert second.plans == [plans[2], plans[0]]
     compute_states(first)
-    assert not first.forward_work() and first.cache.summary().empty
+    assert not first.forward_work() and summary(first.cache.folder).empty
 
 
 def test_length_limits_are_separate_batches_that_share_equal_texts(make_plans, rain):
@@ -319,7 +338,7 @@ def test_batches_never_exceed_the_limit(make_plans, rain, monkeypatch):
 
     def record(*arguments):
         write(*arguments)
-        sizes.append(batches[0].cache.summary()["gigabytes"].sum())
+        sizes.append(summary(batches[0].cache.folder)["gigabytes"].sum())
 
     monkeypatch.setattr(hidden_states, "write_shard", record)
     run_batches(batches)
@@ -344,7 +363,7 @@ def test_a_protocol_whose_states_do_not_fit_runs_without_storing_them(
     (batch,) = gemma_batches(plans)
     assert not batch.wanted
     passes, scores = run_batches([batch], scored=(2,))
-    assert passes == 0 and batch.cache.summary().empty
+    assert passes == 0 and summary(batch.cache.folder).empty
     assert scores == unlimited_scores(2)
 
 

@@ -23,19 +23,23 @@ from hypothesis import strategies as st
 from shared_gemma import TEXTS, TINY, shared_gemma, token_ids, two_texts_per_batch
 
 from embedder_helpers.errors import InputError
-from embedder_helpers.models import hidden_states, use_marks
-from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, from_lengths
+from embedder_helpers.models import cache_folder, hidden_states, shard_index, sharding, use_marks
+from embedder_helpers.models.batching import MultiLayerStates, RaggedArray
+from embedder_helpers.models.cache_folder import clear, summary
+from embedder_helpers.models.eviction import RESERVE
 from embedder_helpers.models.gemma import HiddenStateSpec
-from embedder_helpers.models.hidden_states import RESERVE, HiddenStateCache, _shards, text_keys
+from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.models.preset_files import hdf5_datasets
 from embedder_helpers.models.presets import find_preset
 from embedder_helpers.models.shard_file import TEXT_BYTES, MappedStates, ShardFile, write_shard
+from embedder_helpers.models.sharding import text_keys
 
 OTHER_TEXTS = [f"Night {i} was cold by the river." for i in range(1, 5)]
 RMS = [HiddenStateSpec(cutoff, "rms") for cutoff in range(1, 19)]
 RAW = [HiddenStateSpec(cutoff, "none") for cutoff in range(1, 19)]
 ONE, TWO, THREE, FOUR = RMS[:4]
 ALL = np.ones(len(TEXTS), bool)
+BUCKET = 16  # tokens of each of them, with padding
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,8 +51,7 @@ def small_batches():
 @pytest.fixture
 def small_shards(monkeypatch):
     """Two texts per shard."""
-    monkeypatch.setattr(hidden_states, "MIN_SHARD_TOKENS", 24)
-    monkeypatch.setattr(hidden_states, "MAX_SHARDS", 1000)
+    monkeypatch.setattr(sharding, "SHARD_TOKENS", 2 * BUCKET)
 
 
 @pytest.fixture
@@ -284,13 +287,6 @@ def test_a_text_is_identified_by_its_tokens_whatever_the_length_limit(cache):
     assert get(cache, [TWO], cut)[1] == 1 * 2
 
 
-def test_texts_that_differ_in_a_token_have_different_keys():
-    values = np.array([1, 2, 1, 2, 3, 1, 23, 12, 3, 258, 1, 2], "int32")
-    keys = text_keys(from_lengths(values, [2, 3, 2, 2, 1, 2]))
-    assert keys[0] == keys[5]
-    assert len(set(keys)) == 5 and {len(key) for key in keys} == {16}
-
-
 # Other models and norms
 
 
@@ -506,54 +502,22 @@ def test_a_file_that_is_gone_when_it_is_opened_is_not_taken_for_a_damaged_one(
         raise FileNotFoundError(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hidden_states, "ShardFile", gone)
+        patch.setattr(shard_index, "ShardFile", gone)
         assert again.lookup(shared_gemma(), token_ids(), [ONE]) is None
     assert_right(again.lookup(shared_gemma(), token_ids(), [ONE]), ONE)
     assert "computed again" not in log.text
 
 
-# Shards
-
-LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40).map(np.array)
-
-
-@given(LENGTHS, st.data(), st.integers(1, 100))
-def test_each_wanted_text_is_in_one_shard_of_bounded_size(lengths, data, most):
-    bits = st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))
-    mask = np.array(data.draw(bits), bool)
-    shards = _shards(lengths, mask, most)
-    assert sorted(row for shard in shards for row in shard) == np.flatnonzero(mask).tolist()
-    for shard in shards:
-        assert lengths[shard].sum() <= most or len(shard) == 1
-    longest_first = [length for shard in shards for length in lengths[shard]]
-    assert longest_first == sorted(longest_first, reverse=True)
-
-
-@given(LENGTHS, st.integers(1, 100), st.integers(1, 5))
-def test_shards_are_as_many_as_processes_can_share_and_no_smaller_than_is_worth_a_file(
-    lengths, smallest, many
-):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hidden_states, "MIN_SHARD_TOKENS", smallest)
-        patch.setattr(hidden_states, "MAX_SHARDS", many)
-        shards = _shards(lengths, lengths > 0, 10**9)
-    if lengths.sum() <= smallest:
-        assert len(shards) == 1
-    # Two neighbours together exceed a shard's size, or they would be one.
-    assert len(shards) <= 2 * many
-    tokens = [int(lengths[shard].sum()) for shard in shards]
-    for one, other in itertools.pairwise(tokens):
-        assert one + other > smallest
+# Shards; test_sharding.py has how texts are divided
 
 
 def test_a_shard_of_the_largest_values_is_within_its_bytes(cache, monkeypatch):
-    monkeypatch.setattr(hidden_states, "MIN_SHARD_TOKENS", 1000)
-    monkeypatch.setattr(hidden_states, "SHARD_BYTES", 24 * TINY.width * 4)
+    monkeypatch.setattr(sharding, "SHARD_BYTES", 2 * BUCKET * TINY.width * 4)
     assert len(prepare(cache, {ONE: ALL, RAW[1]: ALL})) == 3
     assert len(prepare(cache, {ONE: ALL, TWO: ALL})) == 2
     get(cache, [ONE, RAW[1]])
     for path in paths(cache):
-        assert path.stat().st_size < hidden_states.SHARD_BYTES + 1000
+        assert path.stat().st_size < sharding.SHARD_BYTES + 1000
 
 
 @settings(max_examples=15, deadline=None)
@@ -565,7 +529,7 @@ def test_shards_are_the_same_whatever_is_missing(missing):
         for spec, mask in zip(wanted, np.array(missing).T, strict=True)
     }
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(hidden_states, "MIN_SHARD_TOKENS", 24)
+        patch.setattr(sharding, "SHARD_TOKENS", 2 * BUCKET)
         cache = HiddenStateCache(folder)
         shards = prepare(cache, wanted)
         compute_missing(cache, present)
@@ -672,7 +636,7 @@ def test_hidden_states_that_somebody_deletes_at_once_are_an_error(cache, monkeyp
 
     def compute_and_delete(*arguments):
         compute(*arguments)
-        cache.clear()
+        clear(cache.folder)
 
     monkeypatch.setattr(cache, "compute_missing", compute_and_delete)
     with pytest.raises(InputError, match="deleted.*states_dir"):
@@ -681,7 +645,7 @@ def test_hidden_states_that_somebody_deletes_at_once_are_an_error(cache, monkeyp
 
 def test_what_was_read_stays_readable_when_another_process_deletes_it(cache, small_shards):
     states, _ = get(cache, [TWO])
-    assert HiddenStateCache(cache.folder).clear() > 0
+    assert clear(cache.folder) > 0
     assert_right(states, TWO)
     states, passes = get(cache, [TWO])
     assert passes == len(TEXTS) * 2
@@ -706,7 +670,7 @@ def test_files_that_another_process_deleted_take_no_room_any_more(cache, next_us
 COMPUTING = """
 import json, sys, time
 from shared_gemma import TINY, two_texts_per_batch
-from embedder_helpers.models import hidden_states
+from embedder_helpers.models import hidden_states, sharding
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
 from embedder_helpers.models.hidden_states import HiddenStateCache
 
@@ -718,9 +682,8 @@ def slow_write(*arguments):
     time.sleep(pause)
 
 hidden_states.write_shard = slow_write
-hidden_states.MIN_SHARD_TOKENS, hidden_states.MAX_SHARDS = 24, 1000
 gemma = Gemma(TINY, dtype="float32")
-folder, texts, cutoffs, pause = json.loads(sys.stdin.readline())
+folder, texts, cutoffs, sharding.SHARD_TOKENS, pause = json.loads(sys.stdin.readline())
 with two_texts_per_batch():
     specs = [HiddenStateSpec(cutoff, "rms") for cutoff in cutoffs]
     HiddenStateCache(folder).get_or_compute(gemma, gemma.tokenize(texts, 64)[0], specs)
@@ -742,7 +705,7 @@ def start_computing():
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         processes.append(process)
-        request = [str(cache.folder), TEXTS, [spec.cutoff for spec in specs], pause]
+        request = [str(cache.folder), TEXTS, [spec.cutoff for spec in specs], 2 * BUCKET, pause]
         print(json.dumps(request), file=process.stdin, flush=True)
         wait_for("written", process)
         return process
@@ -839,7 +802,7 @@ def test_an_interrupted_computation_continues_to_the_same_files(
 ):
     specs, gemma = [ONE, TWO, FOUR], shared_gemma(stream_blocks)
     if shards == 3:
-        monkeypatch.setattr(hidden_states, "MIN_SHARD_TOKENS", 24)
+        monkeypatch.setattr(sharding, "SHARD_TOKENS", 2 * BUCKET)
     undisturbed = HiddenStateCache(tmp_path / "undisturbed")
     get(undisturbed, specs)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -855,14 +818,12 @@ def test_an_interrupted_computation_continues_to_the_same_files(
 @given(
     masks=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=6, max_size=6),
     count=st.integers(0, 6),
-    tokens=st.sampled_from([24, 100]),
+    texts=st.sampled_from([2, 6]),
 )
-def test_resuming_gives_the_same_hidden_states_when_specs_want_different_texts(
-    masks, count, tokens
-):
+def test_resuming_gives_the_same_hidden_states_when_specs_want_different_texts(masks, count, texts):
     wanted = dict(zip([ONE, THREE], np.array(masks, bool).T, strict=True))
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hidden_states, "MIN_SHARD_TOKENS", tokens)
+        patch.setattr(sharding, "SHARD_TOKENS", texts * BUCKET)
         undisturbed, cache = (HiddenStateCache(f"{folder}/{name}") for name in "ab")
         compute_missing(undisturbed, wanted)
         with pytest.MonkeyPatch.context() as dying:
@@ -1161,6 +1122,28 @@ def test_what_others_read_and_this_process_wants_takes_room_once(room_for_two):
     assert_right(states.layers[0], ONE)
 
 
+def test_what_others_read_takes_room(room_for_two):
+    before = room_for_two.capacity()
+    mark(room_for_two, paths(room_for_two, ONE))
+    assert room_for_two.capacity() == before - paths(room_for_two, ONE)[0].stat().st_size
+
+
+def test_files_that_appear_while_room_is_made_are_an_error_that_says_what_to_do(
+    room_for_two, monkeypatch
+):
+    other, unlink = HiddenStateCache(room_for_two.folder), Path.unlink
+
+    def compute_first(path, **options):
+        if path in paths(room_for_two, ONE):
+            monkeypatch.undo()
+            get(other, [FOUR])
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", compute_first)
+    with pytest.raises(InputError, match="another process.*states_dir"):
+        get(room_for_two, [THREE])
+
+
 def test_a_mark_that_is_left_while_room_is_made_counts(room_for_two, monkeypatch):
     useful_bytes = room_for_two._useful_bytes
 
@@ -1197,6 +1180,20 @@ def test_a_process_reads_what_it_wants_and_nothing_else_any_more(cache):
     assert own_names(cache) == set(paths(cache, ONE))
 
 
+def test_a_process_says_that_it_reads_the_raw_hidden_states_that_it_resumes_from(
+    cache, small_shards
+):
+    first, *_ = prepare(HiddenStateCache(cache.folder / "empty"), {FOUR: ALL})
+    get(cache, [RAW[1]], token_ids().select(first))  # of one shard only
+    get(cache, [RAW[2]], token_ids().select([first[0]]))  # of a part of it
+    (raw,) = paths(cache, RAW[1])
+    prepare(cache, {FOUR: ALL})
+    assert own_names(cache) == {raw}
+    use_marks.own_mark(cache.folder).replace(())
+    compute_shard(cache, {FOUR: ALL}, first)  # as another process, which has not prepared it
+    assert own_names(cache) == {raw, *paths(cache, FOUR)}
+
+
 def test_what_this_process_has_read_before_is_deleted_all_the_same(room_for_two):
     room_for_two.lookup(shared_gemma(), token_ids(), [ONE, TWO])
     set_last_used(1000, *paths(room_for_two, TWO))
@@ -1208,13 +1205,13 @@ def test_what_this_process_has_read_before_is_deleted_all_the_same(room_for_two)
 
 
 def test_the_summary_shows_each_specs_texts_and_size(cache, small_shards):
-    assert cache.summary().empty
+    assert summary(cache.folder).empty
     get(cache, [ONE])
     get(cache, [ONE], token_ids().select([0, 2]))  # in other files
     get(cache, [RAW[2]], token_ids().select([0, 1]))
     set_last_used(time.mktime((2020, 1, 2, 3, 4, 5, 0, 0, -1)), *paths(cache, RAW[2]))
     set_last_used(1000, paths(cache, ONE)[0])
-    rows = cache.summary().sort_values("cutoff").to_dict("records")
+    rows = summary(cache.folder).sort_values("cutoff").to_dict("records")
     model = cache.model_folder(shared_gemma()).name
     assert [(row["model"], row["cutoff"], row["norm"], row["texts"]) for row in rows] == [
         (model, 1, "rms", len(TEXTS)),
@@ -1235,15 +1232,15 @@ def test_a_text_in_several_files_is_one_text_of_the_summary(cache):
     flip(path, header(path)["states"])
     get(HiddenStateCache(cache.folder), [ONE], token_ids().select([0, 1]))
     assert len(paths(cache, ONE)) == 2
-    assert list(cache.summary()["texts"]) == [2]
+    assert list(summary(cache.folder)["texts"]) == [2]
 
 
 def test_the_summary_shows_damaged_files(cache):
     get(cache, [ONE])
     for path in paths(cache, ONE):
         path.write_bytes(path.read_bytes()[:50])
-    assert list(cache.summary()["texts"]) == [0]
-    assert list(cache.summary()["gigabytes"]) == [50 / 1e9]
+    assert list(summary(cache.folder)["texts"]) == [0]
+    assert list(summary(cache.folder)["gigabytes"]) == [50 / 1e9]
 
 
 def test_hidden_states_are_deleted_by_model_or_all(cache, other_preset):
@@ -1251,22 +1248,38 @@ def test_hidden_states_are_deleted_by_model_or_all(cache, other_preset):
     other = gemma_with(preset=other_preset)
     get(cache, [ONE], gemma=other)
     names = [cache.model_folder(gemma).name for gemma in (shared_gemma(), other)]
-    assert sorted(cache.summary()["model"].unique()) == sorted(names)
+    assert sorted(summary(cache.folder)["model"].unique()) == sorted(names)
     size = sum(path.stat().st_size for path in paths(cache))
-    assert cache.clear(names[0]) == size
-    assert list(cache.summary()["model"]) == [names[1]]
+    assert clear(cache.folder, names[0]) == size
+    assert list(summary(cache.folder)["model"]) == [names[1]]
     assert cache.lookup(shared_gemma(), token_ids(), [ONE]) is None
     size = sum(path.stat().st_size for path in paths(cache, gemma=other))
-    assert cache.clear() == size > 0
-    assert cache.summary().empty
+    assert clear(cache.folder) == size > 0
+    assert summary(cache.folder).empty
     assert_right(get(cache, [ONE])[0], ONE)
 
 
 def test_deleting_a_model_without_hidden_states_is_an_error_that_names_it(cache):
     get(cache, [ONE])
     with pytest.raises(InputError, match="'tiny'"):
-        cache.clear("tiny")
-    assert not cache.summary().empty
+        clear(cache.folder, "tiny")
+    assert not summary(cache.folder).empty
+
+
+def test_a_folder_under_the_name_of_a_file_is_neither_shown_nor_deleted(cache):
+    get(cache, [ONE, TWO])
+    for path in paths(cache, ONE):
+        path.unlink()
+        path.mkdir()
+        set_last_used(1000, path)
+    (cache.folder / "old").mkdir()
+    (cache.folder / "old" / "k10-rms.states").mkdir()
+    assert list(summary(cache.folder)["cutoff"]) == [2]
+    limited = HiddenStateCache(cache.folder, 1.5 * gigabytes(token_ids(), [ONE]))
+    get(limited, [THREE])
+    assert exists(cache, ONE, TWO, THREE) == [True, False, True]
+    clear(cache.folder)
+    assert exists(cache, ONE, TWO, THREE) == [True, False, False]
 
 
 def test_files_of_others_in_the_folder_are_neither_shown_nor_deleted(cache):
@@ -1275,10 +1288,10 @@ def test_files_of_others_in_the_folder_are_neither_shown_nor_deleted(cache):
     (cache.folder / "model").mkdir()
     for name in names:
         (cache.folder / "model" / name).write_text("mine")
-    assert len(cache.summary()) == 1
+    assert len(summary(cache.folder)) == 1
     limited = HiddenStateCache(cache.folder, 1.5 * gigabytes(token_ids(), [ONE]))
     get(limited, [TWO])
-    cache.clear()
+    clear(cache.folder)
     assert sorted(path.name for path in (cache.folder / "model").iterdir()) == sorted(names)
 
 
@@ -1299,19 +1312,19 @@ def old_files(cache):
 
 
 def test_files_of_earlier_versions_are_mentioned_once_and_never_read(cache, old_files, log):
-    hidden_states._log_old_files.cache_clear()
+    cache_folder.log_old_files.cache_clear()
     for _ in range(3):
         again = HiddenStateCache(cache.folder)
     (line,) = [line for line in log.messages if "earlier version" in line]
     assert "0.03 GB" in line and str(cache.folder) in line and "states --clear" in line
     assert "\n" not in line
-    assert list(again.summary()["cutoff"]) == [1]
+    assert list(summary(again.folder)["cutoff"]) == [1]
     assert get(again, [RMS[9]])[1] == len(TEXTS) * 10
     assert all(path.exists() for path in old_files)
 
 
 def test_a_folder_without_files_of_earlier_versions_is_not_mentioned(cache, log):
-    hidden_states._log_old_files.cache_clear()
+    cache_folder.log_old_files.cache_clear()
     get(HiddenStateCache(cache.folder), [ONE])
     assert "earlier version" not in log.text
 
@@ -1319,9 +1332,9 @@ def test_a_folder_without_files_of_earlier_versions_is_not_mentioned(cache, log)
 def test_files_of_earlier_versions_are_deleted_with_all_others(cache, old_files):
     size = disk_usage(cache)
     model = cache.model_folder(shared_gemma()).name
-    freed = cache.clear(model)
+    freed = clear(cache.folder, model)
     assert all(path.exists() for path in old_files)
-    assert freed + cache.clear() == size
+    assert freed + clear(cache.folder) == size
     assert not any(path.exists() for path in old_files)
 
 
