@@ -326,8 +326,7 @@ class _ForwardPass:
             forward_operations(self.shape, texts * length, deepest, length)
             for _, length, texts in batches
         )
-        value_bytes = [np.dtype(spec.dtype).itemsize for spec in self.specs]
-        width = self.shape["hidden_dim"]
+        value_bytes = sum(np.dtype(spec.dtype).itemsize for spec in self.specs)
         tokens = min(budget, int(lengths.sum()))
         return Part(
             f"{self.preset}, one forward pass, {self.dtype}",
@@ -336,10 +335,10 @@ class _ForwardPass:
             + ", or llm_layers",
             start=COMPILING_SECONDS * len(shapes),
             memory=process + weights + tokens * token_bytes,
-            disk=min(self.limit, sum(value_bytes) * width * lengths.sum()),
+            disk=min(self.limit, value_bytes * self.shape["hidden_dim"] * lengths.sum()),
             operations=operations,
             is_forward=True,
-            shards=len(divide(lengths, lengths > 0, max(value_bytes) * width)),
+            shards=len(divide(lengths, lengths > 0)),
         )
 
 

@@ -132,12 +132,15 @@ class HiddenStateCache:
         if not missing:
             return []
         is_missing = np.any(list(missing.values()), axis=0)
-        widest = max(self._token_bytes(gemma, spec) for spec in wanted)
-        shards = divide(ids.lengths, np.any(list(wanted.values()), axis=0), widest)
+        shards = divide(ids.lengths, np.any(list(wanted.values()), axis=0))
         shards = [rows for rows in shards if np.any(is_missing[rows])]
-        for rows in shards:
-            part = {spec: mask[rows] for spec, mask in missing.items()}
-            self._mark.add(self._resumed_paths(gemma, [keys[row] for row in rows], part))
+        resumed = (
+            self._resumed_paths(
+                gemma, [keys[row] for row in rows], {spec: m[rows] for spec, m in missing.items()}
+            )
+            for rows in shards
+        )
+        self._mark.add(set().union(*resumed))
         return shards
 
     def compute_shard(

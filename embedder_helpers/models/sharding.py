@@ -12,7 +12,6 @@ from embedder_helpers.models.batching import RaggedArray, bucket_length
 from embedder_helpers.models.gemma import HiddenStateSpec
 
 SHARD_TOKENS = 2**14  # at most, with padding, unless a single text is longer: a batch of a GPU
-SHARD_BYTES = 2**26  # of a file at most, for it is in memory until it is written
 
 # For each kind of hidden states, `(texts,)` whether a text's are wanted.
 Wanted = Mapping[HiddenStateSpec, np.ndarray]
@@ -34,7 +33,7 @@ def first_occurrences(keys: Sequence[bytes], wanted: Wanted) -> dict[HiddenState
     return moved
 
 
-def divide(lengths: np.ndarray, mask: np.ndarray, token_bytes: int) -> list[np.ndarray]:
+def divide(lengths: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
     """Rows of each shard, of texts of similar length, the longest first.
 
     A shard ends where a bucket of `batching` ends, or a full batch, so that its batches are nearly
@@ -43,20 +42,18 @@ def divide(lengths: np.ndarray, mask: np.ndarray, token_bytes: int) -> list[np.n
     Args:
         lengths: `(texts,)` number of tokens of each text.
         mask: `(texts,)` which texts are in a shard.
-        token_bytes: of the largest file, per token.
     """
-    most = min(SHARD_TOKENS, SHARD_BYTES // token_bytes)
     rows = np.flatnonzero(mask)
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     padded = np.array([bucket_length(int(length)) for length in lengths[rows]], int)
     shards: list[list[np.ndarray]] = []
     room = 0
     for length in sorted(set(padded.tolist()), reverse=True):
-        bucket, count = rows[padded == length], max(1, most // length)
+        bucket, count = rows[padded == length], max(1, SHARD_TOKENS // length)
         for batch in np.split(bucket, range(count, len(bucket), count)):
             if len(batch) * length > room:
                 shards.append([])
-                room = most
+                room = SHARD_TOKENS
             shards[-1].append(batch)
             room -= len(batch) * length
     return [np.concatenate(shard) for shard in shards]

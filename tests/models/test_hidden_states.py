@@ -511,15 +511,6 @@ def test_a_file_that_is_gone_when_it_is_opened_is_not_taken_for_a_damaged_one(
 # Shards; test_sharding.py has how texts are divided
 
 
-def test_a_shard_of_the_largest_values_is_within_its_bytes(cache, monkeypatch):
-    monkeypatch.setattr(sharding, "SHARD_BYTES", 2 * BUCKET * TINY.width * 4)
-    assert len(prepare(cache, {ONE: ALL, RAW[1]: ALL})) == 3
-    assert len(prepare(cache, {ONE: ALL, TWO: ALL})) == 2
-    get(cache, [ONE, RAW[1]])
-    for path in paths(cache):
-        assert path.stat().st_size < sharding.SHARD_BYTES + 1000
-
-
 @settings(max_examples=15, deadline=None)
 @given(missing=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=6, max_size=6))
 def test_shards_are_the_same_whatever_is_missing(missing):

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from embedder_helpers.models import sharding
 from embedder_helpers.models.batching import bucket_length, from_lengths, inference_batches
 from embedder_helpers.models.gemma import CPU_TOKENS, GPU_TOKENS
-from embedder_helpers.models.sharding import SHARD_BYTES, SHARD_TOKENS, divide, text_keys
+from embedder_helpers.models.sharding import divide, text_keys
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40).map(np.array)
-SMALL, LARGE = 2 * 640, 4 * 2304  # bytes per token: Gemma 3 270M, and 2 2B's raw hidden states
 
 
 def many_lengths(texts):
@@ -25,7 +24,7 @@ def test_each_wanted_text_is_in_one_shard_of_bounded_size(lengths, data, most):
     mask = np.array(data.draw(bits), bool)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "SHARD_TOKENS", most)
-        shards = divide(lengths, mask, 1)
+        shards = divide(lengths, mask)
     assert sorted(row for shard in shards for row in shard) == np.flatnonzero(mask).tolist()
     for shard in shards:
         assert sum(map(bucket_length, lengths[shard])) <= most or len(shard) == 1
@@ -37,19 +36,11 @@ def test_each_wanted_text_is_in_one_shard_of_bounded_size(lengths, data, most):
 def test_no_two_neighbours_are_small_enough_to_be_one_shard(lengths, most):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "SHARD_TOKENS", most)
-        shards = divide(lengths, lengths > 0, 1)
+        shards = divide(lengths, lengths > 0)
     for one, other in zip(shards, shards[1:], strict=False):
         padded = [bucket_length(length) for length in lengths[other]]
         first = padded.count(padded[0]) * padded[0]  # of the other's, which is not cut again
         assert sum(map(bucket_length, lengths[one])) + first > most
-
-
-@pytest.mark.parametrize("token_bytes", [SMALL, LARGE])
-def test_a_shard_is_within_its_bytes_and_a_batch_of_a_gpu(token_bytes):
-    lengths = many_lengths(5000)
-    for shard in divide(lengths, lengths > 0, token_bytes):
-        tokens = lengths[shard].sum()
-        assert tokens <= SHARD_TOKENS and tokens * token_bytes <= SHARD_BYTES
 
 
 @pytest.mark.parametrize("budget", [CPU_TOKENS, GPU_TOKENS])
@@ -65,7 +56,7 @@ def test_a_division_costs_hardly_more_shapes_and_padding_than_one_forward_pass(t
 
     lengths = many_lengths(texts)
     shapes, padded = costs([np.arange(texts)])
-    more_shapes, more_padded = costs(divide(lengths, lengths > 0, SMALL))
+    more_shapes, more_padded = costs(divide(lengths, lengths > 0))
     assert more_shapes <= shapes + 4
     assert more_padded <= 1.02 * padded
 
