@@ -271,7 +271,7 @@ def requested(monkeypatch):
     """The experiments that a command asks for; none is run."""
     found = []
 
-    def sweep(experiments, out, hours):
+    def sweep(experiments, out, hours, cluster, cpus_per_worker):
         found.extend(experiments)
         return [], {}
 
