@@ -66,19 +66,17 @@ format: $(VENV)/.dev  ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# 01 and 02 run on the real models and data that MODELS and DATA name (about 25 minutes on two cores),
-# 03 on the measured results, 04 on the built-in models (about five minutes).
+# 01 runs on the real models and data that MODELS and DATA name (about ten minutes on two cores), 02 and 03
+# on the measured results, 04 on the built-in models (about ten minutes).
 PAGES = results/notebooks
 RENDER = $(BIN)/python tools/render_notebooks.py
 SMALL = {llm_preset: $(MODELS)/gemma3_270m, slm_preset: $(MODELS)/roberta_6l_384, \
   task_data: $(DATA), learning_rate: 2.0e-4}
-SWEEP = results/layer_sweep
-ABLATION = results/ablation
 notebooks: $(VENV)/.dev  ## execute the notebooks and write them with their outputs to results/notebooks
 	$(RENDER) notebooks/01_train_and_score.ipynb $(PAGES)/01_train_and_score.ipynb \
 	  -p CONFIG amazon_counterfactual -p OVERRIDES '$(SMALL)' -p OUT build/notebooks/real
 	$(RENDER) notebooks/02_layer_sweep.ipynb $(PAGES)/02_layer_sweep.ipynb \
-	  -p CONFIG $(SWEEP)/sweep.yaml -p OUT $(SWEEP)
+	  -p CONFIG results/layer_sweep/sweep.yaml -p OUT results/layer_sweep
 	$(RENDER) notebooks/03_compare.ipynb $(PAGES)/03_compare.ipynb -p OUT build/notebooks/report
 	$(RENDER) notebooks/04_ablation.ipynb $(PAGES)/04_ablation.ipynb -p OUT build/notebooks/ablation
 

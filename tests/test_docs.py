@@ -217,17 +217,21 @@ def test_the_rows_it_shows_are_measured_ones():
 def test_the_readme_s_scores_are_measured_ones():
     results = load_results(ROOT / "results" / "comparison")
     text = README.read_text(encoding="utf-8").replace("**", "").replace("−", "-")
-    (row,) = re.findall(r"\| hybrid \| (.*) \| (.*) \|", text)
-    (difference,) = re.findall(r"\| paired difference.*? \| (.*) \| (.*) \|", text)
+    rows = re.findall(
+        r"^\| (\w+) \| ([\d ]+) \| (.+) \| (.+) \| (.+) \| (.+) \|$", text, re.MULTILINE
+    )
     means, differences = comparison_table(results), difference_table(results)
-    hybrids = means[means["embedder"].str.startswith("hybrid")]
-    baselines = differences[differences["compared with"] == "RoBERTa only"]
-    tasks = sorted(means["task"].unique())
-    for task, shown, shown_difference in zip(tasks, row, difference, strict=True):
-        mean = hybrids[hybrids["task"] == task].iloc[0]
-        assert shown == " / ".join(mean[name].split()[0] for name in ("accuracy", "macro F1"))
-        pair = baselines[baselines["task"] == task].iloc[0]
-        assert shown_difference == f"{pair['accuracy']} / {pair['macro F1']}"
+    baselines = differences[differences["compared with"] == "RoBERTa only"].set_index("task")
+    assert {f"{name}Classification" for name, *_ in rows} == set(means["task"])
+    for name, texts, *scores, difference in rows:
+        task = f"{name}Classification"
+        trained_on = {one.task["texts"].get("fit") for one in results if one.task["name"] == task}
+        assert int(texts.replace(" ", "")) in trained_on
+        for kind, shown in zip(("Gemma only", "RoBERTa only", "hybrid"), scores, strict=True):
+            mine = means[(means["task"] == task) & means["embedder"].str.startswith(kind)].iloc[0]
+            metrics = ("accuracy", "macro F1")
+            assert shown == " / ".join(mine[metric].split()[0] for metric in metrics)
+        assert difference == baselines.loc[task, "accuracy"]
 
 
 # === Blocks and examples ===

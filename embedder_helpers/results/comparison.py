@@ -158,9 +158,8 @@ def difference_table(results: Sequence[Result], *, deduplicated: bool = False) -
     for (task, name), hybrid in groups.items():
         if hybrid[0].experiment["kind"] != "hybrid":
             continue
-        for (other_task, other_name), other in groups.items():
-            if other_task != task or not is_comparable(hybrid[0], other[0]):
-                continue
+        same_task = {key: group for key, group in groups.items() if key[0] == task}
+        for (_, other_name), other in _baselines(hybrid[0], same_task).items():
             row = {
                 "task": task,
                 "data": local_data(hybrid[0]),
@@ -173,6 +172,24 @@ def difference_table(results: Sequence[Result], *, deduplicated: bool = False) -
                 row[column] = format_interval(difference, signed=True)
             rows.append(row)
     return without_empty_data(pd.DataFrame(rows))
+
+
+def _baselines(
+    hybrid: Result, groups: dict[tuple[str, str], list[Result]]
+) -> dict[tuple[str, str], list[Result]]:
+    """The groups that a hybrid is compared with, of those of its task.
+
+    A probe of Gemma at other cutoffs is one only if there is no Gemma alone at the hybrid's own.
+    """
+    comparable = {key: group for key, group in groups.items() if is_comparable(hybrid, group[0])}
+    if not any(group[0].cutoffs == hybrid.cutoffs for group in comparable.values()):
+        return comparable
+    return {
+        key: group
+        for key, group in comparable.items()
+        if group[0].cutoffs in ([], hybrid.cutoffs)
+        or group[0].experiment["llm_layers"] == "auto"
+    }
 
 
 def _compared_groups(

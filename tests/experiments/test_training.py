@@ -317,9 +317,12 @@ def test_a_training_of_other_shapes_rates_lengths_and_objectives_traces_nothing(
             TextModel, name, lambda *given, step=step: (traced.append(1), step(*given))[1]
         )
     train(classifier, epochs=1)
-    if keras.config.backend() == "tensorflow":  # others do not compile here
+    if keras.config.backend() == "tensorflow":  # JAX compiles every shape, torch nothing
         assert len(traced) == 2
     traced.clear()
+    train(classifier, epochs=1)
+    if keras.config.backend() != "torch":
+        assert not traced
     texts = random_states(LENGTHS, seed=3), np.arange(len(LENGTHS)) % 2
     train(classifier, texts=texts, batch_size=3, learning_rate=0.002, warmup=0.5, epochs=2)
     train(classifier, texts=texts, batch_size=4, **OBJECTIVES["another contrastive"], epochs=2)
@@ -353,6 +356,9 @@ def plain_training(experiment, texts):
     return losses, plain
 
 
+@pytest.mark.skipif(
+    keras.config.backend() == "jax", reason="XLA rounds differently in different programs"
+)
 def test_cross_entropy_alone_is_kerass_own_bit_for_bit():
     texts = separable_texts(64, 1)
     classifier, (epoch,) = train(epochs=1, texts=texts)

@@ -150,6 +150,12 @@ def test_a_hybrid_is_compared_with_a_probe_of_gemma_at_any_cutoff():
     assert table["compared with"].str.contains("1-14").tolist() == [True]
 
 
+def test_probes_at_other_cutoffs_are_left_out_beside_gemma_at_the_hybrids_own():
+    probes = [result("gemma_only", (cutoff,), probe=True) for cutoff in (4, 10, 14)]
+    table = comparison.difference_table([*probes, *ROBERTAS, *HYBRIDS])
+    assert len(table) == 2 and table["compared with"].str.contains("1-10").sum() == 1
+
+
 def test_results_of_versions_without_probes_are_compared():
     old = result("gemma_only", (10,), accuracy=0.6)
     del old.experiment["probe"]

@@ -212,7 +212,7 @@ def test_a_file_that_has_all_keys_is_written_again_as_it_was_with_a_checksum(tmp
     keys = {STORED_NAMES.get(field.name, field.name) for field in dataclasses.fields(Result)}
     complete = [
         path
-        for path in (RESULTS / "comparison").glob("*.json")
+        for path in (RESULTS / "pretraining").glob("*.json")
         if json.loads(path.read_text(encoding="utf-8")).keys() == keys
     ]
     assert complete

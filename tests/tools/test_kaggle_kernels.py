@@ -194,7 +194,7 @@ def execute(kaggle, name, **parameters):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != COMPARE])
 def test_a_notebook_runs_in_a_kaggle_session_from_the_attached_wheel(kaggle, name, tmp_path):
-    parameters = {"OVERRIDES": {"epochs": 1, "max_train_texts": 32, "llm_layers": 1}}
+    parameters = {"SEED": 7, "OVERRIDES": {"epochs": 1, "max_train_texts": 32, "llm_layers": 1}}
     if name != NOTEBOOKS[0]:
         config = tmp_path / "small.yaml"
         config.write_text(SMALL)
