@@ -25,10 +25,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.plan import Outcome, Plan, Status
-from embedder_helpers.experiments.remote import SEEN, RemoteExecutor
+from embedder_helpers.experiments.remote import RemoteExecutor
 from embedder_helpers.experiments.site import Job, Site, divide
 from embedder_helpers.results.formats import write_text
-from embedder_helpers.utils import progress
+from embedder_helpers.utils import progress, shared_folders
 from embedder_helpers.utils.files import PACKAGE
 
 logger = logging.getLogger(__name__)
@@ -91,18 +91,17 @@ def run_on_cluster(
         InputError: there is no such cluster, or no actor could begin.
     """
     token = uuid.uuid4().hex[:8]
-    mark = folder / f"{SEEN}{token}"
     settings = [experiment.as_dict() for experiment in experiments]
     arguments = settings, str(folder.resolve()), token, until
     with _connected(address):
-        mark.touch()
+        shared_folders.leave_file(folder, token)
         workers: list[Worker] = []
         try:
             workers += _start_workers(arguments, cpus_per_worker)
             _assign(workers, plans, todo, token)
             return _Driver(workers, folder, len(todo)).run()
         finally:
-            mark.unlink(missing_ok=True)
+            shared_folders.remove_file(folder, token)
             _end(workers)
 
 

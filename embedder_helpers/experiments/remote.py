@@ -14,7 +14,7 @@ import ray
 from embedder_helpers.config import make_experiment
 from embedder_helpers.errors import InputError
 from embedder_helpers.models import use_marks
-from embedder_helpers.utils import environment, progress
+from embedder_helpers.utils import environment, progress, shared_folders
 from embedder_helpers.utils.files import writable_folder
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from embedder_helpers.experiments.plan import Plan
 
 LOG_LINES = 1000  # that are kept until the driver asks for them
-SEEN = ".seen-by-"  # with which the name of a file begins that shows who shares a folder
 
 
 class RemoteExecutor:
@@ -36,7 +35,7 @@ class RemoteExecutor:
     Args:
         experiments: settings of each of the sweep's experiments.
         folder: for the results, if this machine shares it with the driver.
-        token: of the sweep, which is in a file's name in that folder.
+        token: of the sweep, whose driver has left a file in that folder (`shared_folders`).
         until: deadline in seconds since 1970.
         num_cpus: that it may compute with; None: all.
     """
@@ -58,7 +57,7 @@ class RemoteExecutor:
         package.addHandler(_Collector(self._lines))
         use_marks.join_sweep(token)
         self._experiments, self._until, self._token = experiments, until, token
-        self._is_shared = (Path(folder) / f"{SEEN}{token}").exists()
+        self._is_shared = shared_folders.sees_file(Path(folder), token)
         self._folder = Path(folder) if self._is_shared else Path(tempfile.mkdtemp())
         self._stack = contextlib.ExitStack()
         self._site: tuple[Any, ...] | None = None
@@ -80,16 +79,16 @@ class RemoteExecutor:
 
     def leave_token(self, token: str) -> bool:
         """Leave a file in the folder of hidden states, for other machines that share it to see."""
-        (self._states_folder() / f"{SEEN}{token}").touch()
+        shared_folders.leave_file(self._states_folder(), token)
         return True
 
     def sees_token(self, token: str) -> bool:
         """Whether another machine's file is there."""
-        return (self._states_folder() / f"{SEEN}{token}").exists()
+        return shared_folders.sees_file(self._states_folder(), token)
 
     def remove_token(self, token: str) -> None:
         """Remove it."""
-        (self._states_folder() / f"{SEEN}{token}").unlink(missing_ok=True)
+        shared_folders.remove_file(self._states_folder(), token)
 
     def capacity(self) -> float:
         """Bytes that hidden states can take in their folder."""
