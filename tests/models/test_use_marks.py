@@ -146,7 +146,7 @@ def test_a_process_in_another_container_of_this_name_is_not_looked_up_here(
 # Processes of other machines
 
 
-@pytest.mark.parametrize("number", [os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("number", [os.getpid(), 2**22 + 1], ids=["taken here", "free here"])
 @pytest.mark.parametrize(("minutes", "counts"), [(0, True), (14, True), (16, False), (9999, False)])
 def test_a_process_of_another_machine_lives_as_long_as_it_touches_its_mark(
     folder, number, minutes, counts

@@ -195,7 +195,7 @@ def test_what_belongs_to_a_process_that_nobody_can_look_up_stays_for_a_day(folde
         assert work.exists() == is_kept
 
 
-@pytest.mark.parametrize("process", [*UNKNOWN, own_name()])
+@pytest.mark.parametrize("process", [*UNKNOWN, own_name()], ids=[*UNKNOWN, "own"])
 def test_a_folder_that_stays_away_is_put_back_whoever_moved_it(folder, process, monkeypatch):
     monkeypatch.setattr(replacing, "WAIT", 0.1)
     moved_away(folder, process)
