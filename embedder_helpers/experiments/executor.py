@@ -20,6 +20,7 @@ from embedder_helpers.experiments.reuse import ReusableModels, by_architecture, 
 from embedder_helpers.experiments.run import run_experiment
 from embedder_helpers.experiments.schedule import ExperimentBatch, schedule
 from embedder_helpers.models.hidden_states import HiddenStateCache
+from embedder_helpers.models.use_marks import end_use
 from embedder_helpers.results import tables
 from embedder_helpers.results.formats import write_text
 from embedder_helpers.results.result import embedder_folder, write_result
@@ -115,8 +116,12 @@ def make_executor(
     """
     batches = schedule(plans, todo, capacity)
     work, paces = _total_work(batches), _expected_paces(batches)
-    with progress.overall_progress(work, paces, "sweep") as overall:
-        yield Executor(batches, until, overall)
+    try:
+        with progress.overall_progress(work, paces, "sweep") as overall:
+            yield Executor(batches, until, overall)
+    finally:
+        for folder in {batch.cache.folder for batch in batches}:
+            end_use(folder)
 
 
 @own_keras_state()

@@ -44,6 +44,12 @@ def own_mark(folder: Path) -> "UseMark":
     return _own_mark(folder.resolve())
 
 
+def end_use(folder: Path) -> None:
+    """Remove this process's mark in a folder, and those of dead processes."""
+    own_mark(folder).remove()
+    names_in_use(folder)
+
+
 @functools.cache
 def _own_mark(folder: Path) -> "UseMark":
     return UseMark(folder)
