@@ -81,8 +81,12 @@ class Contender:
 
     @property
     def is_seedless(self) -> bool:
-        """Whether nothing in it is random, so that its one result goes with every seed."""
-        return self.kind in WITHOUT_ROBERTA and len(self.results) == 1
+        """Whether nothing in it is random, so that its one result goes with every seed.
+
+        Training texts that are drawn are random.
+        """
+        is_fixed = self.kind in WITHOUT_ROBERTA and self.texts_per_label is None
+        return is_fixed and len(self.results) == 1
 
     @cached_property
     def right(self) -> dict[int, np.ndarray]:
@@ -219,14 +223,14 @@ def _key(result: Result) -> tuple:
     kind, layers = experiment["kind"], experiment.get("llm_layers")
     has_gemma = bool(result.cutoffs)
     texts_per_label = experiment.get("train_texts_per_label")
-    if kind == "gemma_only" and not stored_experiment(experiment).needs_training_data():
+    if kind in WITHOUT_ROBERTA and not stored_experiment(experiment).needs_training_data():
         texts_per_label = None  # it is not fitted to any
     return (
         kind,
         experiment.get("llm_control") if has_gemma else None,
         texts_per_label,
         layers if layers in SELECTED and has_gemma else tuple(result.cutoffs),
-        experiment.get("probe") if kind == "gemma_only" else None,
+        experiment.get("probe") if kind in WITHOUT_ROBERTA else None,
     )
 
 

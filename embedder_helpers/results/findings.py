@@ -171,11 +171,12 @@ class Findings:
         For the hybrid on all texts, or for a cascade that is better than RoBERTa alone. True where
         the cost is not known.
         """
-        if self.cost is None:
-            return True
-        if self._is_worth(self.difference, self.cost.times):
-            return True
-        return self.is_worth_as_cascade
+        return self.cost is None or self.is_worth_for_every_text or self.is_worth_as_cascade
+
+    @property
+    def is_worth_for_every_text(self) -> bool:
+        """The same of the hybrid alone; False without its cost."""
+        return self.cost is not None and self._is_worth(self.difference, self.cost.times)
 
     @property
     def is_worth_as_cascade(self) -> bool:
@@ -392,7 +393,7 @@ def _milliseconds(cost_table: pd.DataFrame | None) -> dict[int, float]:
 def _cost(cost_table: pd.DataFrame | None, hybrid: Contender) -> Cost | None:
     """The cost of the hybrid's cutoff, the largest if it has several; None if it is not known."""
     times, cutoff = _milliseconds(cost_table), max(hybrid.cutoffs)
-    if not {0, cutoff} <= times.keys():
+    if not {0, cutoff} <= times.keys() or not times[0]:
         return None
     row = cost_table.loc[cost_table["batch"].idxmax()]
     return Cost(times[0], times[cutoff], int(row["batch"]), str(row.get("device", "")))

@@ -44,7 +44,7 @@ class Needed(NamedTuple):
     Attributes:
         seeds: number of seeds on the same texts; None if MOST_SEEDS are too few.
         texts: number of test texts with the same seeds; None if it has to be seeds.
-        smallest: the smallest difference that the present seeds and texts would settle.
+        smallest: the smallest difference that the present seeds and texts would settle as often.
     """
 
     seeds: int | None
@@ -115,7 +115,8 @@ def needed_to_settle(differences: np.ndarray) -> Needed | None:
     if min(seeds, texts) < 2:
         return None
     parts = variance_components(differences)
-    errors = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER))
+    of_interval = float(stats.norm.ppf((1 + LEVEL) / 2))
+    errors = of_interval + float(stats.norm.ppf(POWER))
     allowed = (abs(float(differences.mean())) / errors) ** 2  # variance of the mean
     enough = (n for n in range(seeds + 1, MOST_SEEDS + 1) if parts.of_mean(n, texts) <= allowed)
     left = allowed - parts.seeds / seeds  # for what depends on the texts
@@ -124,7 +125,8 @@ def needed_to_settle(differences: np.ndarray) -> Needed | None:
         more_texts = int(np.ceil((parts.texts + parts.rest / seeds) / left))
         if not texts < more_texts <= MOST_TIMES_TEXTS * texts:
             more_texts = None
-    smallest = errors * float(np.sqrt(parts.of_mean(seeds, texts)))
+    interval = crossed_interval(differences)
+    smallest = errors / of_interval * (interval.high - interval.mean)
     return Needed(next(enough, None), more_texts, smallest)
 
 

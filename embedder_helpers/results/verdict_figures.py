@@ -14,13 +14,14 @@ from embedder_helpers.results.contenders import CONTROL_NAMES, KIND_NAMES
 from embedder_helpers.results.figures import COLORS, NAME_WIDTH, save, wrap
 from embedder_helpers.results.findings import HEAD
 from embedder_helpers.results.verdict import Verdict
+from embedder_helpers.results.wording import percent
 from embedder_helpers.utils.files import writable_folder
 
 if TYPE_CHECKING:  # imported by the functions that draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 7.0, 4.2  # inches
+WIDTH, HEIGHT = 7.0, 4.6  # inches
 TITLE_WIDTH = 75  # characters of a line above a panel
 ENCODER_COLOR, CONTROL_COLOR, GRAY = "#727", "#888", "#777"
 BY_NAME = {KIND_NAMES[kind]: color for kind, color in COLORS.items()} | {
@@ -53,7 +54,7 @@ def plot_learning_curve(verdict: Verdict, path: str | Path | None = None) -> "Fi
         if known.any() and name == KIND_NAMES["hybrid"]:
             ends = rows["low"], rows["high"]
             _draw_band(differences, texts, rows["difference"], ends, color, name)
-    differences.axhline(0, color=COLORS["roberta_only"], ls="--", label=KIND_NAMES["roberta_only"])
+    differences.axhline(0, color=COLORS["roberta_only"], label=KIND_NAMES["roberta_only"])
     scores.set_ylabel(f"accuracy{_of(verdict)}, %")
     differences.set_ylabel("hybrid minus RoBERTa alone, points")
     names = [
@@ -66,7 +67,6 @@ def plot_learning_curve(verdict: Verdict, path: str | Path | None = None) -> "Fi
         panel.minorticks_off()
         panel.fill_between([], [], color=GRAY, alpha=0.3, label="95 % CI")
         panel.set_xlabel("training texts (per label)")
-        panel.legend(frameon=False, fontsize=8)
     return _finish(figure, path)
 
 
@@ -95,7 +95,7 @@ def plot_controls(verdict: Verdict, path: str | Path | None = None) -> "Figure |
         f"hybrid, {CONTROL_NAMES[name]}": control.gain for name, control in verdict.controls.items()
     }
     figure, (panel,) = _make_figure(
-        verdict, "is the gain knowledge or capacity?", height=1.6 + 0.45 * len(gains)
+        verdict, "is the gain knowledge or capacity?", height=1.7 + 0.45 * len(gains)
     )
     for height, (name, gain) in enumerate(gains.items()):
         color = CONTROL_COLOR if height else COLORS["hybrid"]
@@ -105,6 +105,7 @@ def plot_controls(verdict: Verdict, path: str | Path | None = None) -> "Figure |
         panel.annotate(
             f"{mean:+.1f}".replace("-", "\N{MINUS SIGN}"), (mean, height), (0, 6),
             textcoords="offset points", ha="center", fontsize=8, color=color,
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},
         )  # fmt: skip
     panel.axvline(0, color=COLORS["roberta_only"], ls="--", label="RoBERTa alone")
     if verdict.difference.mean > 0:
@@ -113,7 +114,6 @@ def plot_controls(verdict: Verdict, path: str | Path | None = None) -> "Figure |
     panel.set_yticks(range(len(gains)), [wrap(name, NAME_WIDTH) for name in gains])
     panel.set_ylim(len(gains) - 0.5, -0.6)
     panel.set_xlabel(f"accuracy{_of(verdict)} minus RoBERTa alone's, points (95 % CI)")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return _finish(figure, path)
 
 
@@ -177,7 +177,6 @@ def plot_cost(verdict: Verdict, path: str | Path | None = None) -> "Figure | Non
     panel.set_ylabel(f"validation accuracy of the {whose}, %")
     panel.margins(y=0.12)
     panel.set_xlim(left=0)
-    panel.legend(frameon=False, fontsize=8, loc="best")
     return _finish(figure, path)
 
 
@@ -210,12 +209,11 @@ def plot_cascade(verdict: Verdict, path: str | Path | None = None) -> "Figure | 
     panel.plot(
         100 * cascade.share, 100 * cascade.accuracy, "o", color="#136",
         label=f"threshold {cascade.threshold:.2f}, chosen on validation texts: "
-        f"{100 * cascade.share:.0f} % go on",
+        f"{percent(cascade.share)} go on",
     )  # fmt: skip
     panel.set_xlabel("share of the texts that reach Gemma, %")
     panel.set_ylabel("accuracy of the head, %")
     panel.set_xlim(-2, 102)
-    panel.legend(frameon=False, fontsize=8, loc="best")
     return _finish(figure, path)
 
 
@@ -265,6 +263,14 @@ def _make_figure(
 
 
 def _finish(figure: "Figure", path: str | Path | None) -> "Figure":
+    """The figure with one legend below its panels, where it covers nothing; saved to a path."""
+    legends = [panel.get_legend_handles_labels() for panel in figure.axes]
+    handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    columns = 2 if len(figure.axes) == 1 else len(handles)
+    figure.legend(
+        handles.values(), handles, loc="outside lower center",
+        ncols=columns, frameon=False, fontsize=8,
+    )  # fmt: skip
     if path:
         save(figure, Path(path))
     return figure

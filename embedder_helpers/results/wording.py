@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from embedder_helpers.results.contenders import CONTROL_NAMES
+from embedder_helpers.results.contenders import CONTROL_NAMES, KIND_NAMES
 from embedder_helpers.results.findings import HEAD, Findings
 from embedder_helpers.results.formats import one_line
 from embedder_helpers.results.intervals import Interval
@@ -67,17 +67,16 @@ def _not_settled(findings: Findings) -> str:
 
 def _what_settles(findings: Findings) -> str:
     """What would settle it, after "the difference is +0.3 points [−1.2, 1.8],"."""
-    at_most = points(findings.difference.high)
     if findings.needed is None:
-        return f"so that it helps by at most {at_most}"
+        return f"so that it helps by at most {points(findings.difference.high)}"
     seeds, texts = findings.needed.seeds, findings.needed.texts
     ways = [f"about {seeds} seeds"] if seeds else []
     ways += [f"{'' if ways else 'about '}{_rounded(texts):,} test texts"] if texts else []
     if ways:
         return f"and {' or '.join(ways)} would settle one of that size"
     return (
-        f"too small for {MOST_SEEDS} seeds or {MOST_TIMES_TEXTS} times the test texts to settle, "
-        f"and at most {at_most}"
+        f"too small for {MOST_SEEDS} seeds or {MOST_TIMES_TEXTS} times the test texts to settle; "
+        f"these seeds and texts settle differences from {points(findings.needed.smallest)} on"
     )
 
 
@@ -127,7 +126,7 @@ def _cost(findings: Findings) -> str | None:
             f"for less than {price} points for each doubling"
         )
     text = f"it costs {times}"
-    if findings.answer == "better" and not findings._is_worth(findings.difference, cost.times):
+    if findings.answer == "better" and not findings.is_worth_for_every_text:
         cascade = findings.cascade  # without which it would cost more than it gives
         text += (
             f", which pays as a cascade: {percent(cascade.share)} of the texts reach Gemma, for "
@@ -144,6 +143,7 @@ def notes(findings: Findings) -> list[str]:
     found = [
         _how_scored(findings),
         _few_texts(findings),
+        _gemma(findings),
         _disagreement(findings),
         _cascade(findings),
         _encoder(findings),
@@ -167,17 +167,34 @@ def _how_scored(findings: Findings) -> str:
 
 
 def _few_texts(findings: Findings) -> str | None:
-    """Where on the learning curve the hybrid is ahead most, if that is not at all texts."""
+    """Where on the learning curve the hybrid is ahead most."""
     curve = findings.learning_curve
     hybrids = curve[(curve["kind"] == "hybrid") & curve["difference"].notna()]
     if len(hybrids) < 2:
         return None
-    row = hybrids.loc[hybrids["difference"].idxmax()]
+    settled = hybrids[hybrids["low"] > 0]
+    if settled.empty:
+        return "With no number of training texts is it settled that the hybrid is better."
+    row = settled.loc[settled["difference"].idxmax()]
     label = row["texts per label"]
     size = "all training texts" if label == "all" else f"{label:,} training texts per label"
     interval = Interval(row["difference"], row["low"], row["high"])
-    settled = "" if interval.low > 0 else ", which is not settled to be above 0"
-    return f"The difference is largest with {size}: {_amount(interval, signed=True)}{settled}."
+    return f"The hybrid is ahead most with {size}: by {_amount(interval)}."
+
+
+def _gemma(findings: Findings) -> str | None:
+    """Gemma alone beside RoBERTa alone, on as many training texts as the sentence is of."""
+    curve, size = findings.learning_curve, findings.contenders[0].texts_per_label or "all"
+    rows = curve[(curve["kind"] == KIND_NAMES["gemma_only"]) & (curve["texts per label"] == size)]
+    rows = rows[rows["difference"].notna()]
+    if rows.empty:
+        return None
+    row = rows.iloc[0]
+    interval = Interval(row["difference"], row["low"], row["high"])
+    return (
+        "Gemma alone, frozen and with a linear classifier, minus RoBERTa alone is "
+        f"{_amount(interval, signed=True)}."
+    )
 
 
 def _disagreement(findings: Findings) -> str | None:
@@ -195,11 +212,10 @@ def _disagreement(findings: Findings) -> str | None:
 
 def _cascade(findings: Findings) -> str | None:
     cascade = findings.cascade
-    if cascade is None:
+    if cascade is None or not findings.difference.low > 0:  # RoBERTa alone is as good
         return None
-    if cascade.share in (0, 1):
-        every = "all" if cascade.share else "no"
-        return f"A cascade saves nothing here: by validation, {every} texts should reach Gemma."
+    if cascade.share == 1:
+        return "A cascade saves nothing here: by validation, all texts should reach Gemma."
     text = (
         f"In a cascade that validation finds as good as the hybrid, {percent(cascade.share)} of "
         f"the texts reach Gemma; on the scored texts its accuracy minus the hybrid's is "
@@ -272,7 +288,7 @@ def count(amount: int, unit: str) -> str:
 
 def percent(share: float) -> str:
     """A share in percent: `31 %`."""
-    return f"{100 * share:.0f} %"
+    return "less than 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
 
 
 def milliseconds(value: float) -> str:

@@ -169,6 +169,12 @@ def test_nothing_settles_a_difference_of_zero():
     assert needed.seeds is None and needed.texts is None and needed.smallest > 0
 
 
+def test_the_smallest_difference_is_settled_four_times_in_five():
+    scales = (0.02, 1, 1)
+    smallest = settled_by(made(10, 400, scales)).smallest
+    assert share_settled(10, 400, scales, smallest) == pytest.approx(0.8, abs=0.12)
+
+
 def test_a_single_seed_does_not_say_what_is_needed():
     assert needed_to_settle(made(1, 50, (1, 1, 1))) is None
 

@@ -13,10 +13,11 @@ from embedder_helpers.config import KINDS
 from embedder_helpers.errors import InputError
 from embedder_helpers.results.cascade import fit_temperature
 from embedder_helpers.results.cost_file import Measurement, add_measurement
+from embedder_helpers.results.intervals import Interval
 from embedder_helpers.results.paired import Needed
 from embedder_helpers.results.predictions import read_predictions
 from embedder_helpers.results.verdict import assemble, write_tables
-from embedder_helpers.results.wording import sentence
+from embedder_helpers.results.wording import notes, sentence
 
 SELECTION = {"1": 0.6, "8": 0.7, "18": 0.72}
 P_VALUES = {"1": 0.01, "8": 0.3, "18": 1.0}
@@ -100,14 +101,14 @@ def test_what_seeds_leave_open_is_not_settled_and_more_seeds_would_settle_it(fol
     assert "knowledge" not in verdict.sentence
 
 
-def test_what_more_seeds_and_texts_would_not_settle_is_at_most_so_large(folder):
+def test_what_more_seeds_and_texts_would_not_settle_says_what_these_would(folder):
     folder.add("roberta_only", 0.80)
     folder.add("hybrid", 0.83, shift=0.05)
     verdict = verdict_of(folder)
-    high = f"{100 * verdict.difference.high:.1f} points"
     without = dataclasses.replace(verdict, needed=Needed(None, None, 0.01))
     assert sentence(without).endswith(
-        f"too small for 100 seeds or 100 times the test texts to settle, and at most {high}."
+        "too small for 100 seeds or 100 times the test texts to settle; these seeds and texts "
+        "settle differences from 1.0 points on."
     )
     both = dataclasses.replace(verdict, needed=Needed(7, 12345, 0.01))
     assert sentence(both).endswith(
@@ -301,7 +302,7 @@ def test_the_learning_curve_compares_equal_numbers_of_texts(folder):
         expected = np.mean([ours[seed].right - 1.0 * theirs[seed].right for seed in SEEDS])
         assert row.difference == pytest.approx(expected) and row.low < expected < row.high
     assert verdict.texts == 900
-    assert any("largest with 8 training texts per label: +1" in note for note in verdict.notes)
+    assert any("ahead most with 8 training texts per label: by 1" in note for note in verdict.notes)
 
 
 def test_without_all_texts_the_most_that_both_have_count(folder):
@@ -322,6 +323,35 @@ def test_gemma_alone_has_one_row_which_goes_with_every_seed(folder):
     expected = np.mean([gemma.right - 1.0 * other.right for other in theirs.values()])
     assert curve.loc["Gemma alone", "difference"] == pytest.approx(expected)
     assert curve.loc["Gemma alone", "high"] < 0
+    assert any(f"is \N{MINUS SIGN}{-100 * expected:.1f} points [" in note for note in verdict.notes)
+
+
+def test_where_few_texts_do_not_help_either_the_notes_say_so(folder):
+    for per_label in (8, None):
+        folder.add("roberta_only", 0.8, train_texts_per_label=per_label)
+        folder.add("hybrid", 0.7, train_texts_per_label=per_label)
+    assert "With no number of training texts is it settled" in " ".join(verdict_of(folder).notes)
+
+
+def test_a_cascade_is_described_only_where_the_hybrid_is_better(folder):
+    folder.add("roberta_only", 0.80)
+    folder.add("hybrid", 0.86)
+    better = verdict_of(folder)
+    (note,) = (note for note in better.notes if "cascade" in note)
+    assert f"{100 * better.cascade.share:.0f} % of the texts reach Gemma" in note
+    worse = dataclasses.replace(better, difference=Interval(0.0, -0.1, 0.1))
+    assert not any("cascade" in note for note in notes(worse))
+
+
+def test_gemma_alone_on_texts_that_a_seed_drew_is_paired_with_that_seed(folder):
+    options = {"train_texts_per_label": 8}
+    folder.add("roberta_only", 0.5, **options)
+    folder.add("hybrid", 0.6, **options)
+    folder.add("gemma_only", 0.6, seeds=(2,), probe=True, **options)
+    row = verdict_of(folder).learning_curve.set_index("kind").loc["Gemma alone"]
+    ours, theirs = (predictions_of(folder, kind, 8)[2] for kind in ("gemma_only", "roberta_only"))
+    assert row["difference"] == pytest.approx(ours.right.mean() - theirs.right.mean())
+    assert np.isnan(row["low"])  # another seed would draw other texts
 
 
 def test_the_table_has_a_row_for_each_embedder(folder):
