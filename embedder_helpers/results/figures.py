@@ -89,7 +89,7 @@ def _by_task(results: Sequence[Result]) -> GroupsByTask:
 
 def _plot_groups(by_task: GroupsByTask, path: str | Path | None) -> "Figure":
     """A row of panels per data set; in each, a row per embedder."""
-    names = [[_wrap(name, NAME_WIDTH) for name in groups] for groups in by_task.values()]
+    names = [[wrap(name, NAME_WIDTH) for name in groups] for groups in by_task.values()]
     heights = [0.8 + sum(0.42 + 0.16 * name.count("\n") for name in of_task) for of_task in names]
     figure, panels = _make_panels(list(by_task), heights, sharey="row")
     for groups, of_task, row in zip(by_task.values(), names, panels, strict=True):
@@ -301,7 +301,7 @@ def _make_panels(
     figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights, **shared)
     for task, row in zip(tasks, panels, strict=True):
-        title = _wrap(f"{task}: accuracy", TITLE_WIDTH)
+        title = wrap(f"{task}: accuracy", TITLE_WIDTH)
         for text, panel in zip((title, "macro F1"), row, strict=True):
             panel.set_title(text, loc="left", size=10)
             panel.spines[["top", "right"]].set_visible(False)
@@ -312,7 +312,7 @@ def _finish(figure: "Figure", panels: np.ndarray, path: str | Path | None) -> "F
     """The figure with one legend for all panels; saved if there is a path."""
     legends = [panel.get_legend_handles_labels() for panel in panels[:, 0]]
     handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
-    labels = [_wrap(label, LEGEND_WIDTH) for label in handles]
+    labels = [wrap(label, LEGEND_WIDTH) for label in handles]
     figure.legend(
         handles.values(), labels, loc="outside upper center",
         ncols=_legend_columns(labels), frameon=False, fontsize=8,
@@ -328,7 +328,7 @@ def save(figure: "Figure", path: Path) -> Path:
     return atomic_write(path, lambda part: figure.savefig(part, dpi=dpi))
 
 
-def _wrap(text: str, width: int) -> str:
+def wrap(text: str, width: int) -> str:
     """Text as Matplotlib draws it literally, in lines that end at commas where possible.
 
     Every text that is not ours is drawn through this: it is cut if it is too long, characters that
