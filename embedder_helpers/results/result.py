@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from embedder_helpers.config import Experiment, resolve_cutoffs, settings, stored_experiment
+from embedder_helpers.config import (
+    WITH_GEMMA,
+    WITH_ROBERTA,
+    Experiment,
+    resolve_cutoffs,
+    settings,
+    stored_experiment,
+)
 from embedder_helpers.data.tasks import Task
 from embedder_helpers.errors import InputError, shorten, show
 from embedder_helpers.utils.json_files import CHECKSUM, check_checksum, read_json, write_json
@@ -104,6 +111,7 @@ class Result:
         parameters: number of weights that a text passes, of the truncated Gemma, of RoBERTa and
             between them, embeddings included; None if they cannot be counted. Results of versions
             before 0.6.0 leave out those between them, less than a hundredth.
+        license: of a ready encoder, as its model card names it; None if unknown.
     """
 
     experiment: dict[str, Any]
@@ -124,6 +132,7 @@ class Result:
     layer_selection: dict[str, Score] | None = None
     deduplicated: DeduplicatedFields | None = None
     parameters: Count | None = None
+    license: str | None = None
 
     def as_stored(self) -> dict[str, Any]:
         """The fields as a file spells them."""
@@ -160,7 +169,7 @@ class Result:
         """Raise ValueError if fields contradict one another."""
         most = self.num_layers or 0
         is_ascending = self.cutoffs == sorted(set(self.cutoffs))
-        reads_gemma = self.experiment["kind"] != "roberta_only"
+        reads_gemma = self.experiment["kind"] in WITH_GEMMA
         if not is_ascending or any(cutoff > most for cutoff in self.cutoffs):
             raise ValueError(f"cutoffs is {show(self.cutoffs)}, of {most} layers")
         if reads_gemma != bool(self.cutoffs):
@@ -209,7 +218,7 @@ def result_name(
         num_layers: number of the complete Gemma's layers; None for RoBERTa alone.
         inputs: fingerprints of data and presets.
     """
-    parts = [re.sub(r"[^A-Za-z0-9_]+", "-", task.name).strip("-")[:MAX_NAME] or "task"]
+    parts = [_as_part(task.name) or "task"]
     parts.append(experiment.kind)
     known = settings()
     relevant = {
@@ -224,11 +233,25 @@ def result_name(
         cutoffs = resolve_cutoffs(experiment.llm_layers, num_layers)
         parts.append("k" + "+".join(map(str, cutoffs)))
         relevant["llm_layers"] = cutoffs  # 10 and -9 of 18 are the same cutoff
-    if experiment.kind != "gemma_only":
+    if experiment.kind in WITH_ROBERTA:
         parts.append(f"seed{experiment.seed}" if experiment.epochs else "untrained")
+    if experiment.kind == "encoder_only":
+        parts.append(_as_part(preset_label(experiment.encoder_preset)))
     content = json.dumps([relevant, dict(inputs), FIGURES_SINCE], sort_keys=True).encode()
     stem = "-".join(parts)[:MAX_STEM].rstrip("+-")
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.json"
+
+
+def _as_part(name: str) -> str:
+    """A name as a part of a file's name; empty if no letter of it can be."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:MAX_NAME]
+
+
+def preset_label(name: str) -> str:
+    """The last part of a preset's name, handle or folder: `all-MiniLM-L6-v2`."""
+    # A Kaggle handle ends in its version, which is not a name.
+    parts = Path(name).parts
+    return ([part for part in parts if not part.isdigit()] or list(parts))[-1]
 
 
 def embedder_folder(path: Path) -> Path:
