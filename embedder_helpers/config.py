@@ -30,9 +30,12 @@ from embedder_helpers.setting_rules import (
 # The names that `fusion` takes; `models.layers.register_fusion` appends to it.
 FUSION_NAMES = ["replace", "add", "prepend"]
 
-KINDS = ("hybrid", "gemma_only", "roberta_only")
+KINDS = ("hybrid", "gemma_only", "roberta_only", "encoder_only")
 WITH_GEMMA = ("hybrid", "gemma_only")
 WITH_ROBERTA = ("hybrid", "roberta_only")
+FROZEN = ("gemma_only", "encoder_only")  # nothing of them is trained, but a probe may be
+POOLED = ("hybrid", "gemma_only", "roberta_only")  # by `pooling`; an encoder pools by itself
+TABLE_ORDER = ("roberta_only", "gemma_only", "encoder_only", "hybrid")
 
 
 class Setting(NamedTuple):
@@ -63,7 +66,7 @@ def key(default: Any, *values: Any, **options: Any) -> Any:
 
 
 def _trains(experiment: "Experiment") -> bool:
-    return experiment.kind != "gemma_only" and experiment.epochs > 0
+    return experiment.kind in WITH_ROBERTA and experiment.epochs > 0
 
 
 def _is_contrastive(experiment: "Experiment") -> bool:
@@ -222,9 +225,10 @@ class Experiment:
     probe: bool = key(
         False,
         flag(),
-        "gemma_only: also fit a logistic regression on all training texts, reported as the head",
+        "gemma_only and encoder_only: also fit a logistic regression on all training texts, "
+        "reported as the head",
         "Evaluation",
-        ("gemma_only",),
+        FROZEN,
     )
     slm_preset: str = key(
         "tiny_roberta",
@@ -235,18 +239,30 @@ class Experiment:
         fingerprinted=True,
         saved=True,
     )
+    encoder_preset: str = key(
+        "tiny_roberta",
+        text(),
+        "encoder_only: any ready text encoder, scored as it is: a sentence-transformers model "
+        "(name, or folder; needs the extra `encoders`), or a text encoder of keras-hub (preset, "
+        "kaggle:// handle, folder)",
+        "Encoder",
+        ("encoder_only",),
+        fingerprinted=True,
+    )
     pooling: str = key(
         "mean",
         one_of(("mean", "max", "first", "last")),
         "how the last hidden states of the tokens are pooled into one embedding; padding is "
         "ignored",
         "Embedder",
+        POOLED,
         saved=True,
     )
     max_tokens: int = key(
         256,
         integer(3),
-        "maximum number of tokens per text, special tokens included; longer texts are truncated",
+        "maximum number of tokens per text, special tokens included; longer texts are truncated, "
+        "at a ready encoder's own maximum if that is lower",
         "Texts",
         saved=True,
     )
@@ -423,6 +439,11 @@ class Experiment:
             raise InputError(
                 "layer_pooling is 'learned', but gemma_only trains nothing: use mean or max"
             )
+        if self.kind == "encoder_only" and self.save_embedder:
+            raise InputError(
+                f"save_embedder is {show(self.save_embedder)}, but encoder_only scores a ready "
+                "encoder, of which there is nothing new to save: set save_embedder: false"
+            )
 
     def _check_control(self) -> None:
         """Raises InputError if a control makes no sense for the kind, or is to be saved."""
@@ -459,7 +480,7 @@ class Experiment:
 
     def needs_training_data(self) -> bool:
         """Whether anything is fitted or selected besides the protocol's own classifiers."""
-        if self.kind == "gemma_only":
+        if self.kind in FROZEN:
             return self.selects_layer() or self.probe
         if self.selects_layer() or self.epochs > 0:
             return True
@@ -469,7 +490,7 @@ class Experiment:
 
     def selects_layer(self) -> bool:
         """Whether the cutoff is selected from the hidden states."""
-        return self.kind != "roberta_only" and self.llm_layers in SELECTED
+        return self.kind in WITH_GEMMA and self.llm_layers in SELECTED
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting, with lists where JSON and YAML have lists."""
@@ -538,9 +559,8 @@ def with_baselines(experiments: Sequence[Experiment]) -> list[Experiment]:
     hybrids = [experiment for experiment in experiments if experiment.kind == "hybrid"]
     baselines = [dataclasses.replace(hybrid, kind="roberta_only") for hybrid in hybrids]
     baselines += [gemma_only(hybrid) for hybrid in hybrids]
-    order = ("roberta_only", "gemma_only", "hybrid")
     distinct = dict.fromkeys([*baselines, *experiments])
-    return sorted(distinct, key=lambda experiment: order.index(experiment.kind))
+    return sorted(distinct, key=lambda experiment: TABLE_ORDER.index(experiment.kind))
 
 
 def gemma_only(hybrid: Experiment) -> Experiment:

@@ -24,7 +24,7 @@ ALLOWED = {
     "text_column": ["sentence"],
     "label_column": ["class"],
     "samples_per_label": [None, 1, 32],
-    "kind": ["hybrid", "gemma_only", "roberta_only"],
+    "kind": ["hybrid", "gemma_only", "roberta_only", "encoder_only"],
     "llm_preset": ["gemma_2b_en", "hf://google/gemma-2b"],
     "llm_layers": [1, 18, -1, -18, "auto"],
     "layer_pooling": ["mean", "max", "learned"],
@@ -37,6 +37,7 @@ ALLOWED = {
     "state_dropout": [0.0, 0.5],
     "probe": [True, False],
     "slm_preset": ["roberta_base_en"],
+    "encoder_preset": ["all-MiniLM-L6-v2", "some/folder", "bert_base_en"],
     "pooling": ["mean", "max", "first", "last"],
     "max_tokens": [3, 512],
     "seed": [0, 2**32 - 1],
@@ -86,6 +87,7 @@ INVALID = {
     "state_dropout": [(bad, "from 0 to below 1") for bad in (1, -0.1, "half", True, None)],
     "probe": [(bad, "true or false") for bad in (1, "yes", None)],
     "slm_preset": [("  ", TEXT)],
+    "encoder_preset": [("", TEXT), (None, TEXT)],
     "pooling": [("cls", "mean, max, first, last"), (["mean"], "mean"), (None, "mean")],
     "max_tokens": [(2, "from 3 to"), ("256", INTEGER)],
     "seed": [(-1, "from 0 to"), (2**32, f"to {2**32 - 1}"), (True, INTEGER)],
@@ -119,6 +121,7 @@ OPTIONAL_TRAINING = {"warmup", "clip_norm", "patience", "class_weights", "object
 CONTRASTIVE = {"contrastive_weight", "contrastive_temperature"}
 TRAINING = {"batch_size", "learning_rate", "projection_learning_rate"} | OPTIONAL_TRAINING | SPLITS
 HYBRID = {"fusion", "projection_start", "late_fusion", "state_dropout"}
+GEMMA = {"llm_preset", "llm_layers", "layer_pooling", "final_norm", "llm_dtype"}
 
 
 def cases(table):
@@ -325,10 +328,11 @@ def test_a_duplicate_cutoff_is_an_error(llm_layers):
 @pytest.mark.parametrize(
     ("kind", "ignored"),
     [
-        ("hybrid", {"probe"}),
+        ("hybrid", {"probe", "encoder_preset"}),
         (
             "gemma_only",
             {
+                "encoder_preset",
                 "slm_preset",
                 "fusion",
                 "projection",
@@ -343,18 +347,20 @@ def test_a_duplicate_cutoff_is_an_error(llm_layers):
         ),
         (
             "roberta_only",
+            {*GEMMA, *HYBRID, "projection", "probe", "encoder_preset"},
+        ),
+        (
+            "encoder_only",
             {
-                "llm_preset",
-                "llm_layers",
-                "layer_pooling",
-                "final_norm",
-                "llm_dtype",
-                "fusion",
+                *GEMMA,
+                *HYBRID,
+                *TRAINING,
+                *CONTRASTIVE,
                 "projection",
-                "projection_start",
-                "late_fusion",
-                "state_dropout",
-                "probe",
+                "slm_preset",
+                "pooling",
+                "seed",
+                "epochs",
             },
         ),
     ],
@@ -421,6 +427,19 @@ def test_the_training_texts_are_relevant_for_a_closed_form_initialization():
         assert set(ridge) - set(other) == SPLITS
 
 
+def test_the_training_texts_are_relevant_for_the_probe_of_a_ready_encoder():
+    plain = make_experiment({"kind": "encoder_only", "llm_layers": "auto"})
+    probe = make_experiment({"kind": "encoder_only", "probe": True})
+    assert probe.needs_training_data() and not plain.needs_training_data()
+    assert set(probe.relevant_settings()) - set(plain.relevant_settings()) == SPLITS
+
+
+@pytest.mark.parametrize("wanted", [True, "with_gemma"])
+def test_saving_a_ready_encoder_is_an_error(wanted):
+    with pytest.raises(InputError, match="save_embedder is .* but encoder_only scores a ready"):
+        make_experiment({"kind": "encoder_only", "save_embedder": wanted})
+
+
 @pytest.mark.parametrize("fitted", [{"probe": True}, {"llm_layers": "auto"}])
 def test_the_training_texts_are_relevant_for_what_is_fitted_to_gemma_alone(fitted):
     plain = make_experiment({"kind": "gemma_only"})
@@ -449,7 +468,8 @@ def test_roberta_alone_selects_no_cutoff():
     ("kind", "name"),
     [(kind, name) for kind in ("hybrid", "roberta_only") for name in sorted(OPTIONAL_TRAINING)]
     + [("hybrid", name) for name in sorted(HYBRID)]
-    + [("gemma_only", name) for name in ("scored_split", "probe")],
+    + [("gemma_only", name) for name in ("scored_split", "probe")]
+    + [("encoder_only", name) for name in ("scored_split", "probe", "encoder_preset")],
 )
 def test_a_new_value_of_a_relevant_setting_makes_a_new_result(kind, name):
     default = make_experiment({"kind": kind})
@@ -461,6 +481,7 @@ def test_a_new_value_of_a_relevant_setting_makes_a_new_result(kind, name):
     ("kind", "name"),
     [("gemma_only", name) for name in sorted(OPTIONAL_TRAINING | HYBRID)]
     + [("roberta_only", name) for name in sorted(HYBRID | {"probe"})]
+    + [("encoder_only", name) for name in sorted(OPTIONAL_TRAINING | HYBRID | GEMMA)]
     + [("hybrid", "probe")],
 )
 def test_a_new_value_of_an_irrelevant_setting_makes_no_new_result(kind, name):
@@ -509,6 +530,12 @@ def test_a_baseline_that_is_among_the_experiments_is_not_repeated():
     hybrid = Experiment(llm_layers=3)
     once = with_baselines([hybrid])
     assert with_baselines([hybrid, *once]) == once
+
+
+def test_a_ready_encoder_stays_between_the_baselines_and_the_hybrids():
+    encoder, hybrid = Experiment(kind="encoder_only"), Experiment(llm_layers=3)
+    kinds = [experiment.kind for experiment in with_baselines([hybrid, encoder])]
+    assert kinds == ["roberta_only", "gemma_only", "encoder_only", "hybrid"]
 
 
 def test_only_hybrids_have_baselines():

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from embedder_helpers.config import Experiment
+from embedder_helpers.config import WITH_GEMMA, WITH_ROBERTA, Experiment
 from embedder_helpers.data.tasks import Task, load_task
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.plan import Plan, Subset, select_rows
@@ -29,7 +29,7 @@ from embedder_helpers.models.gemma import (
     hidden_state_specs,
     token_budget,
 )
-from embedder_helpers.models.presets import Preset
+from embedder_helpers.models.presets import Preset, find_preset
 from embedder_helpers.models.shapes import (
     count_weights,
     llm_weight_bytes,
@@ -279,12 +279,14 @@ def sweep_parts(
         key = tuple(experiment.task_settings().values())
         task = tasks[key] = tasks.get(key) or load_task(experiment)
         plan = Plan(experiment, task, {}, {}, select_rows(experiment, task), Path())
-        if experiment.kind != "roberta_only":
+        if experiment.kind in WITH_GEMMA:
             dtype = device.llm_dtype(experiment.llm_dtype)
             key = experiment.llm_preset, experiment.max_tokens, experiment.stream_blocks, dtype
             forward_passes.setdefault(key, _ForwardPass(*key)).add(plan)
-        if experiment.kind != "gemma_only":
+        if experiment.kind in WITH_ROBERTA:
             roberta.add(plan)
+        if experiment.kind == "encoder_only":
+            roberta.add_encoder(plan)
         roberta.embedding.seconds += SCORING_SECONDS
     parts = [forward_pass.part(device) for forward_pass in forward_passes.values()]
     return parts + [part for part in (roberta.training, roberta.embedding) if part.is_needed()]
@@ -343,7 +345,7 @@ class _ForwardPass:
 
 
 class _Roberta:
-    """Training and embedding of the experiments that have a RoBERTa.
+    """Training and embedding of the experiments that have a RoBERTa, or a ready encoder.
 
     The contrastive loss, a product per pair of texts in a batch, and late fusion, a dense layer per
     text, cost less than a thousandth of RoBERTa's layers, and are not counted.
@@ -398,6 +400,15 @@ class _Roberta:
         step = training_bytes(shape, count * length, length, self.value_bytes)
         self.training.memory = max(self.training.memory, self.process + step)
         self._add_building(experiment, len(plan.task.classes))
+
+    def add_encoder(self, plan: Plan) -> None:
+        """Embedding with a ready encoder, whose layers are taken to be 4 · width wide inside."""
+        preset = find_preset("encoder_preset", plan.experiment.encoder_preset)
+        tokens = sum(_count_tokens(text, plan.experiment) for text in plan.texts())
+        forward = progress.forward_flops(1, preset.num_layers, preset.width)
+        self.embedding.operations += tokens * forward
+        weights = forward / 2  # two operations each
+        self.embedding.memory = max(self.embedding.memory, self.process + 4 * weights)
 
     def _add_building(self, experiment: Experiment, num_classes: int) -> None:
         """Experiments that differ in nothing that shapes the model share a classifier."""

@@ -203,9 +203,10 @@ def _traceback_file(plan: Plan) -> Path:
 def experiment_work(plan: Plan) -> dict[str, float]:
     """Approximate work of an experiment by kind, at four letters a token."""
     work = {progress.SCORING: 1.0}
-    preset, epochs = plan.presets.get("slm_preset"), plan.experiment.epochs
+    preset = plan.presets.get("slm_preset") or plan.presets.get("encoder_preset")
     if not preset:
         return work
+    epochs = plan.experiment.epochs if is_trained(plan) else 0
     letters = {subset: sum(map(len, plan.texts(subset))) for subset in plan.rows}
 
     def operations(passes: dict[Subset, int]) -> float:
@@ -215,7 +216,10 @@ def experiment_work(plan: Plan) -> dict[str, float]:
     # A training step costs three forward passes.
     trained = {Subset.TRAIN: 3 * epochs, Subset.VALIDATION: epochs}
     work[progress.TRAINING] = operations(trained)
-    work[progress.EMBEDDING] = operations({Subset.PROTOCOL_TRAIN: 1, Subset.EVAL: 1})
+    embedded = {Subset.PROTOCOL_TRAIN: 1, Subset.EVAL: 1}
+    if "encoder_preset" in plan.presets:  # for a probe
+        embedded |= {Subset.TRAIN: 1, Subset.VALIDATION: 1}
+    work[progress.EMBEDDING] = operations(embedded)
     return work
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from embedder_helpers.config import Experiment
+from embedder_helpers.config import FROZEN, Experiment
 from embedder_helpers.experiments.plan import Plan
 from embedder_helpers.experiments.training import Classifier, build_classifier
 from embedder_helpers.models.architectures import architecture, build_embedder
@@ -43,7 +43,7 @@ class ReusableModels:
     def build_embedder(self, experiment: Experiment, presets: dict[str, Preset]) -> Embedder:
         """An embedder in the state in which `architectures.build_embedder` returns it.
 
-        The embedder returned before must not be used any more, unless it is Gemma alone.
+        The embedder returned before must not be used any more, unless nothing trains its kind.
 
         Args:
             experiment: settings of the embedder.
@@ -52,7 +52,8 @@ class ReusableModels:
         Raises:
             InputError: a preset cannot be used.
         """
-        if experiment.kind == "gemma_only":  # without weights, it costs next to nothing
+        if experiment.kind in FROZEN:
+            # Gemma alone costs next to nothing, and a ready encoder is read by one experiment.
             return build_embedder(experiment, presets)
         wanted = architecture(experiment, presets)
         if self._embedder and self._architecture == wanted:

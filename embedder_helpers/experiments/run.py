@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from embedder_helpers.config import Experiment, gemma_only, resolve_cutoffs, settings
+from embedder_helpers.config import FROZEN, Experiment, gemma_only, resolve_cutoffs, settings
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import protocol
 from embedder_helpers.experiments.plan import Plan, Subset
 from embedder_helpers.models.controls import StatesControl
-from embedder_helpers.models.shapes import count_parameters
 from embedder_helpers.results.predictions import Predictions, label_positions, write_predictions
 from embedder_helpers.results.result import Result
 from embedder_helpers.utils import environment
@@ -79,22 +78,18 @@ def run_experiment(
         write_predictions(_predict(plan, outcome.head, evaluated, *validation), plan.path)
     stopwatch.stop("score")
 
-    inputs = _describe_inputs(plan, requested)
     return embedder, Result(
-        **inputs,
+        **_describe_inputs(plan, requested),
         **scores,
         history=outcome.history,
         truncated=sum(truncated.values()),
         seconds=stopwatch.total(),
-        versions=environment.package_versions(),
-        device=[
-            *environment.devices(),
-            *([f"Gemma in {embedder.gemma.dtype}"] if embedder.gemma else []),
-            f"trained in {environment.training_dtype()}",
-        ],
+        versions=environment.package_versions(*embedder.packages),
+        device=embedder.devices(),
         projection=outcome.projection,
         **selection,
-        parameters=count_parameters(plan.experiment, max(inputs["cutoffs"], default=None)),
+        parameters=embedder.count_parameters(),
+        license=embedder.license,
     )
 
 
@@ -221,7 +216,8 @@ def _fit_embedder(
     from embedder_helpers.experiments import probe
 
     experiment = plan.experiment
-    if Subset.TRAIN not in plan.rows or (experiment.kind == "gemma_only" and not experiment.probe):
+    is_frozen = experiment.kind in FROZEN
+    if Subset.TRAIN not in plan.rows or (is_frozen and not experiment.probe):
         return _TrainingOutcome()
     count = len(plan.rows[Subset.TRAIN])
     texts = plan.texts(Subset.TRAIN, Subset.VALIDATION)
@@ -233,8 +229,9 @@ def _fit_embedder(
         control.fit(states.select(range(count)))
         states = control.replace(states)
     stopwatch.stop("states")
-    if experiment.kind == "gemma_only":
-        embeddings = np.split(embedder.embed(states), [count])
+    if is_frozen:
+        inputs = embedder.prepare_inputs(tokens, states)
+        embeddings = np.split(embedder.embed(inputs), [count])
         labels = plan.labels(Subset.TRAIN), plan.labels(Subset.VALIDATION)
         return _TrainingOutcome(probe.fit_probe(*zip(embeddings, labels, strict=True)))
 

@@ -32,7 +32,7 @@ class ExperimentBatch:
     Attributes:
         plans: in the order they run.
         cache: of hidden states.
-        gemma: the model; None for RoBERTa alone.
+        gemma: the model; None for RoBERTa and ready encoders alone.
         ids: token ids of all texts.
         wanted: hidden states to compute before the plans run.
     """
@@ -80,7 +80,7 @@ class ExperimentBatch:
 def schedule(
     plans: Iterable[Plan], todo: Collection[Path], capacity: float | None = None
 ) -> list[ExperimentBatch]:
-    """RoBERTa alone first, then the plans of each Gemma, from the smallest cutoff.
+    """What reads no Gemma first, then the plans of each Gemma, from the smallest cutoff.
 
     Batches are formed with the finished plans, which are left out only then, so that a sweep that
     continues after it was killed has the batches that it had before.
@@ -106,7 +106,7 @@ def schedule(
 
 
 def _group_key(plan: Plan) -> tuple[Any, ...]:
-    """What plans must have in common to share a forward pass; empty for RoBERTa alone."""
+    """What plans must have in common to share a forward pass; empty where none is read."""
     preset, experiment = plan.presets.get("llm_preset"), plan.experiment
     if not preset:
         return ()

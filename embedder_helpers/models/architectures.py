@@ -1,6 +1,7 @@
 """The three architectures behind one `encode(texts)`: hybrid, Gemma alone, RoBERTa alone.
 
-Built from an Experiment with pretrained weights, or loaded from a saved embedder's folder.
+Built from an Experiment with pretrained weights, or loaded from a saved embedder's folder. Ready
+encoders, which are scored beside them, are left to `encoders`.
 """
 
 import functools
@@ -15,6 +16,7 @@ from keras import ops
 
 from embedder_helpers.config import (
     BEFORE_SETTING_EXISTED,
+    FROZEN,
     Experiment,
     make_experiment,
 )
@@ -28,6 +30,7 @@ from embedder_helpers.models.batching import (
     fuse_inputs,
 )
 from embedder_helpers.models.embedder import Embedder
+from embedder_helpers.models.encoders import build_encoder
 from embedder_helpers.models.gemma import Gemma, hidden_state_specs
 from embedder_helpers.models.layers import (
     FUSION_FUNCTIONS,
@@ -47,7 +50,7 @@ from embedder_helpers.models.projection import (
     set_projection,
 )
 from embedder_helpers.models.roberta import encode_embeddings, load_roberta
-from embedder_helpers.models.text_model import TextModel
+from embedder_helpers.models.text_model import TextModel, tokens_input
 from embedder_helpers.models.tokenization import TokenizedTexts, align_tokens, tokenize
 from embedder_helpers.utils import environment, progress
 from embedder_helpers.utils.files import as_path
@@ -67,7 +70,12 @@ def build_embedder(experiment: Experiment, presets: dict[str, Preset] | None = N
         InputError: a preset cannot be used.
     """
     presets = presets or find_presets(experiment)
-    kinds = {"gemma_only": GemmaOnly, "roberta_only": RobertaOnly, "hybrid": Hybrid}
+    kinds = {
+        "gemma_only": GemmaOnly,
+        "roberta_only": RobertaOnly,
+        "hybrid": Hybrid,
+        "encoder_only": build_encoder,
+    }
     presets = {role: presets[role] for role in ROLES[experiment.kind]}
     return kinds[experiment.kind](experiment, presets)
 
@@ -77,7 +85,7 @@ def architecture(experiment: Experiment, presets: dict[str, Preset]) -> tuple[An
 
     Embedders that have it in common differ in what `Embedder.prepare` and training set.
     """
-    if experiment.kind == "gemma_only":
+    if experiment.kind in FROZEN:
         return (experiment.kind,)
     roberta = presets["slm_preset"].fingerprint, environment.training_dtype()
     common = experiment.kind, *roberta, experiment.pooling
@@ -182,7 +190,7 @@ class RobertaOnly(Embedder):
         self.roberta, self.tokenizer = loaded or load_roberta(preset, environment.training_dtype())
 
         # === Functional Model ===
-        tokens, mask = _tokens_input("inputs"), _tokens_input("mask")
+        tokens, mask = tokens_input("inputs"), tokens_input("mask")
         states = encode_embeddings(self.roberta, self.roberta.token_embedding(tokens), mask)
         pooled = pool(ops.cast(states, "float32"), mask, experiment.pooling)
         self.model = TextModel({"inputs": tokens, "mask": mask}, pooled)
@@ -228,10 +236,10 @@ class Hybrid(RobertaOnly):
         self.projection_input = keras.Model(inputs, states)
         states = keras.layers.Dropout(experiment.state_dropout, name="state_dropout")(states)
         embeddings = self.projection(states)
-        mask, model_inputs = _tokens_input("mask"), {"inputs": inputs}
+        mask, model_inputs = tokens_input("mask"), {"inputs": inputs}
         states_mask = mask
         if experiment.fusion != "replace":
-            model_inputs["tokens"] = tokens = _tokens_input("tokens")
+            model_inputs["tokens"] = tokens = tokens_input("tokens")
             own = self.roberta.token_embedding(ops.maximum(tokens, 0))
             embeddings = fuse_embeddings(experiment.fusion, embeddings, own, tokens)
         if experiment.fusion == "prepend":
@@ -357,16 +365,12 @@ class Hybrid(RobertaOnly):
         return align_tokens(tokens.texts, llm, slm)
 
 
-def _tokens_input(name: str) -> keras.KerasTensor:
-    return keras.Input((None,), dtype="int32", name=name)
-
-
 @functools.cache  # it has no weights, so embedders can share it
 def _pooling_model(
     width: int, num_cutoffs: int, dtype: str, layer_pooling: str, pooling: str
 ) -> TextModel:
     """The model of Gemma alone, after the hidden states."""
-    inputs, mask = _states_input(width, num_cutoffs, dtype), _tokens_input("mask")
+    inputs, mask = _states_input(width, num_cutoffs, dtype), tokens_input("mask")
     states = ops.cast(_pool_layers(inputs, layer_pooling), "float32")
     return TextModel({"inputs": inputs, "mask": mask}, pool(states, mask, pooling))
 

@@ -34,9 +34,10 @@ from embedder_helpers.models.batching import (
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
 from embedder_helpers.models.layers import NEW_LAYERS, initialize
 from embedder_helpers.models.presets import Preset, from_preset
+from embedder_helpers.models.shapes import count_parameters
 from embedder_helpers.models.text_model import forward_batches
 from embedder_helpers.models.tokenization import TokenizedTexts
-from embedder_helpers.utils import progress
+from embedder_helpers.utils import environment, progress
 from embedder_helpers.utils.keras_state import own_keras_state
 
 PRESET_BYTES = 4 * 2**20  # of a saved preset besides its weights: tokenizer and HDF5's own
@@ -85,6 +86,8 @@ class Embedder:
         presets: pretrained models, by the setting that names them.
         head: classifier left by training; None if there is none.
         result: fields of the result file it was loaded with; None if there is none.
+        license: of a ready encoder, as its model card names it; None if unknown.
+        packages: names of packages that it depends on besides those of all embedders.
         gemma: the frozen Gemma; None for RoBERTa alone.
         roberta: the fine-tuned backbone; None for Gemma alone.
         specs: hidden states it reads; empty for RoBERTa alone.
@@ -98,6 +101,8 @@ class Embedder:
     presets: dict[str, Preset]
     head: Head | None = None
     result: dict[str, Any] | None = None
+    license: str | None = None
+    packages: tuple[str, ...] = ()
     gemma: Gemma | None = None
     roberta: Any = None
     tokenizer: Any = None
@@ -145,16 +150,21 @@ class Embedder:
                 output = self.model.predict_on_batch(inputs.batch(rows, length, texts))
                 embeddings[rows] = output[: len(rows)]
                 bar.update(int(inputs.lengths[rows].sum()))
-        if bad := np.count_nonzero(~np.isfinite(embeddings).all(-1)):
-            raise InputError(
-                f"the embeddings of {bad} of {len(embeddings)} texts are not finite: the "
-                "embedder's weights are damaged, so train or copy it again"
-            )
-        return embeddings
+        return check_finite(embeddings)
 
     def forward_flops(self, lengths: np.ndarray) -> float:
         """Approximate operations of one forward pass of the model over texts of these lengths."""
         raise NotImplementedError
+
+    def count_parameters(self) -> int | None:
+        """Number of weights that a text passes; None if the shape of a preset is unknown."""
+        cutoffs = (spec.cutoff for spec in self.specs)
+        return count_parameters(self.experiment, max(cutoffs, default=None))
+
+    def devices(self) -> list[str]:
+        """The devices that it computes on, and in which precision."""
+        gemma = [f"Gemma in {self.gemma.dtype}"] if self.gemma else []
+        return [*environment.devices(), *gemma, f"trained in {environment.training_dtype()}"]
 
     def encode(
         self,
@@ -223,8 +233,8 @@ class Embedder:
         """
         if self.head is None:
             raise InputError(
-                "this embedder has no classifier: train one (epochs of 1 or more; for gemma_only, "
-                "probe: true) and save it again"
+                "this embedder has no classifier: train one (epochs of 1 or more; for gemma_only "
+                "and encoder_only, probe: true) and save it again"
             )
         texts = [texts] if isinstance(texts, str) else as_list(texts)
         probabilities = self.head.probabilities(self.encode(texts)).astype("float64")
@@ -371,6 +381,16 @@ class Embedder:
             dtype="float32",
         )
         _save_preset(folder, backbone, self.gemma.tokenizer)
+
+
+def check_finite(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings `(texts, width)` as they are; InputError if any of them is not finite."""
+    if bad := np.count_nonzero(~np.isfinite(embeddings).all(-1)):
+        raise InputError(
+            f"the embeddings of {bad} of {len(embeddings)} texts are not finite: the "
+            "embedder's weights are damaged, so train or copy it again"
+        )
+    return embeddings
 
 
 def _save_preset(folder: Path, backbone: Any, tokenizer: Any) -> None:

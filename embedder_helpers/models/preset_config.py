@@ -20,7 +20,16 @@ FAMILIES = {
         "RoBERTa model",
         {"RobertaBackbone", "XLMRobertaBackbone", "roberta", "xlm-roberta"},
     ),
-}
+    # In Keras's format; sentence-transformers knows what it can load in Hugging Face's.
+    "encoder_preset": (
+        "text encoder of keras-hub",
+        {
+            "AlbertBackbone", "BertBackbone", "DebertaV3Backbone", "DistilBertBackbone",
+            "ElectraBackbone", "GemmaBackbone", "Gemma3Backbone", "RobertaBackbone",
+            "XLMRobertaBackbone",
+        },
+    ),
+}  # fmt: skip
 
 # What config.json says in keras-hub's terms: sizes that there must be, and options that there may
 # be. Sizes far beyond those of any model would take memory without end.
@@ -33,10 +42,12 @@ SIZES = {
         "vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim",
         "max_sequence_length",
     ),
+    "encoder_preset": ("vocabulary_size", "num_layers", "hidden_dim", "intermediate_dim"),
 }  # fmt: skip
 MULTIPLES = {  # sizes that are multiples of others, or of a number
     "llm_preset": (("num_query_heads", "num_key_value_heads"), ("head_dim", 2)),
     "slm_preset": (("hidden_dim", "num_heads"),),
+    "encoder_preset": (),
 }
 OPTIONS = (
     "use_post_attention_norm", "use_post_ffw_norm", "use_query_key_norm", "layer_norm_epsilon",
@@ -53,7 +64,7 @@ def read_config(role: str, name: str, path: Path) -> dict[str, Any]:
     """Read a config.json.
 
     Args:
-        role: `llm_preset` or `slm_preset`.
+        role: `llm_preset`, `slm_preset` or `encoder_preset`.
         name: name of the preset, for messages.
         path: of the file.
 
@@ -72,6 +83,8 @@ def read_config(role: str, name: str, path: Path) -> dict[str, Any]:
             f"{role}: {show(str(path.parent))} is not a preset: it has no readable config.json "
             f"({reason}), so give another folder, or copy the whole preset again"
         ) from None
+    if role == "encoder_preset" and "class_name" not in config:
+        return config
     architecture = config.get("class_name") or config.get("model_type")
     registered = str(config.get("registered_name") or architecture)  # the class that is loaded
     family, architectures = FAMILIES[role]

@@ -6,7 +6,9 @@ weights.
 
 import difflib
 import functools
+import importlib.util
 import logging
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from embedder_helpers.config import Experiment, resolve_cutoffs
 from embedder_helpers.errors import InputError, show
 from embedder_helpers.models.fingerprints import files_fingerprint, folder_fingerprint
 from embedder_helpers.models.preset_config import (
+    FAMILIES,
     check_weights,
     model_shape,
     read_config,
@@ -23,7 +26,12 @@ from embedder_helpers.models.preset_config import (
 )
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.files import as_path, path_exists
-from embedder_helpers.utils.hub import error_kind, hugging_face_config, kaggle_file
+from embedder_helpers.utils.hub import (
+    CONFIG_FILE,
+    error_kind,
+    hugging_face_config,
+    kaggle_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +40,16 @@ ROLES = {
     "hybrid": ("llm_preset", "slm_preset"),
     "gemma_only": ("llm_preset",),
     "roberta_only": ("slm_preset",),
+    "encoder_only": ("encoder_preset",),
 }
+
+# The libraries that load presets, the second one only ready encoders.
+KERAS_HUB, SENTENCE_TRANSFORMERS = "keras-hub", "sentence-transformers"
+INSTALL_ENCODERS = 'pip install "sentence-transformers>=5"'
+MODULES_FILE = "modules.json"  # lists the parts of a sentence-transformers model
+# How config.json in Hugging Face's format may call the number of layers, and their width.
+LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+WIDTH = ("hidden_size", "d_model", "dim", "n_embd")
 
 
 @dataclass(frozen=True)
@@ -43,9 +60,10 @@ class Preset:
         name: name in the Experiment.
         handle: argument of keras-hub's `from_preset`.
         fingerprint: hash of what a folder holds, or the version of a handle.
-        num_layers: number of transformer layers.
-        width: size of a hidden state.
-        positions: maximum number of tokens; None if unlimited.
+        num_layers: number of transformer layers; 0 if a sentence-transformers model does not say.
+        width: size of a hidden state; likewise.
+        positions: maximum number of tokens; None if unlimited or unknown.
+        library: the library that loads it.
         random_weights: whether its weights are replaced by random ones of their mean and standard
             deviation.
     """
@@ -56,6 +74,7 @@ class Preset:
     num_layers: int
     width: int
     positions: int | None
+    library: str = KERAS_HUB
     random_weights: bool = False
 
 
@@ -94,21 +113,28 @@ def find_preset(role: str, name: str, fingerprint: str | None = None) -> Preset:
     """Find a preset and read its shape.
 
     Args:
-        role: `llm_preset` or `slm_preset`.
-        name: name of a built-in or Keras preset, a `kaggle://` or `hf://` handle, or a folder.
+        role: `llm_preset`, `slm_preset` or `encoder_preset`.
+        name: name of a built-in or Keras preset, a `kaggle://` or `hf://` handle, or a folder; of
+            an encoder, also a name at Hugging Face, as sentence-transformers reads it.
         fingerprint: of a folder, if it is known, so that its weights need not be read.
 
     Raises:
-        InputError: it does not exist, cannot be reached or read, or is of another family.
+        InputError: it does not exist, cannot be reached or read, or is of another family; the
+            library that loads it is not installed.
     """
     config, handle, fingerprint = _read_config(role, name, fingerprint)
     shape, is_keras = model_shape(config), "class_name" in config
+    if role == "encoder_preset" and not is_keras:
+        _check_sentence_transformers(name)
+        sizes = [_first_size(shape, keys) for keys in (LAYERS, WIDTH)]
+        return Preset(name, handle, fingerprint, *sizes, None, SENTENCE_TRANSFORMERS)
     layers, width, positions = (
         ("num_layers", "hidden_dim", "max_sequence_length")
         if is_keras
         else ("num_hidden_layers", "hidden_size", "max_position_embeddings")
     )
-    positions = read_size(role, name, shape, positions) if role == "slm_preset" else None
+    is_limited = role == "slm_preset" or (role == "encoder_preset" and positions in shape)
+    positions = read_size(role, name, shape, positions) if is_limited else None
     if positions is not None and not is_keras:
         positions -= 2  # two rows of the embedding table that no token uses
     return Preset(
@@ -119,6 +145,21 @@ def find_preset(role: str, name: str, fingerprint: str | None = None) -> Preset:
         width=read_size(role, name, shape, width),
         positions=positions,
     )
+
+
+def _check_sentence_transformers(name: str) -> None:
+    """Raises InputError if the optional library is not installed."""
+    if not importlib.util.find_spec("sentence_transformers"):
+        raise InputError(
+            f"encoder_preset {show(name)} needs sentence-transformers, which is not installed: "
+            f"{INSTALL_ENCODERS}"
+        )
+
+
+def _first_size(shape: dict[str, Any], keys: tuple[str, ...]) -> int:
+    """The size that a config.json in Hugging Face's format has under one of some keys, or 0."""
+    sizes = (shape.get(key) for key in keys)
+    return next((size for size in sizes if type(size) is int and size > 0), 0)
 
 
 def has_fingerprint(preset: Preset, fingerprint: str) -> bool:
@@ -143,18 +184,36 @@ def _read_config(
     role: str, name: str, fingerprint: str | None = None
 ) -> tuple[dict[str, Any], str, str]:
     """Read a preset's config.json; also returns its handle and fingerprint."""
+    files = (CONFIG_FILE, MODULES_FILE) if role == "encoder_preset" else (CONFIG_FILE,)
     if name.startswith("hf://"):
-        path = hugging_face_config(role, name)
-        return read_config(role, name, path), name, f"{name}@{path.parent.name}"
+        path = hugging_face_config(role, name, files)
+        return _config_at(role, name, path), name, f"{name}@{path.parent.name}"
     if not name.startswith("kaggle://") and (folder := _local_folder(role, name)):
-        config = read_config(role, name, folder / "config.json")
+        paths = [folder / file for file in files]
+        config = _config_at(role, name, next(filter(Path.is_file, paths), paths[0]))
         if "class_name" in config:
             check_weights(role, name, folder, model_shape(config))
         return config, str(folder), fingerprint or folder_fingerprint(folder)
+    if role == "encoder_preset" and (address := _hugging_face_address(name)):
+        return _read_config(role, address)
     handle = name if name.startswith("kaggle://") else kaggle_handle(role, name)
     path = kaggle_file(role, name, handle)
     # The folder is the version.
     return read_config(role, name, path), name, f"{handle}@{path.parent.name}"
+
+
+def _config_at(role: str, name: str, path: Path) -> dict[str, Any]:
+    """A config.json; empty where a sentence-transformers model has none, as static ones have."""
+    return {} if path.name == MODULES_FILE else read_config(role, name, path)
+
+
+def _hugging_face_address(name: str) -> str | None:
+    """The address of an encoder named as in sentence-transformers; None for a preset of Keras's."""
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        return f"hf://{name}"
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) and name not in _keras_presets("encoder_preset"):
+        return f"hf://sentence-transformers/{name}"
+    return None
 
 
 def _local_folder(role: str, name: str) -> Path | None:
@@ -234,13 +293,7 @@ def kaggle_handle(role: str, name: str) -> str:
     Raises:
         InputError: there is no preset of that name.
     """
-    import keras_hub
-
-    classes = {
-        "llm_preset": (keras_hub.models.GemmaBackbone, keras_hub.models.Gemma3Backbone),
-        "slm_preset": (keras_hub.models.RobertaBackbone,),
-    }[role]
-    known = {preset: data for backbone in classes for preset, data in backbone.presets.items()}
+    known = _keras_presets(role)
     if name in known:
         return known[name]["kaggle_handle"]
     if any(separator in name for separator in "/\\"):
@@ -253,3 +306,18 @@ def kaggle_handle(role: str, name: str) -> str:
         f"{role}: there is no preset {show(name)}{suggestion} "
         "Use a preset's name, an hf:// or kaggle:// handle, or a folder"
     )
+
+
+def _keras_presets(role: str) -> dict[str, dict[str, Any]]:
+    """What keras-hub says about its own presets for a role, by name; needs no network."""
+    import keras_hub
+
+    classes = {
+        "llm_preset": ("GemmaBackbone", "Gemma3Backbone"),
+        "slm_preset": ("RobertaBackbone",),
+        "encoder_preset": sorted(FAMILIES["encoder_preset"][1]),
+    }[role]
+    known: dict[str, dict[str, Any]] = {}
+    for backbone in classes:
+        known |= getattr(keras_hub.models, backbone).presets
+    return known

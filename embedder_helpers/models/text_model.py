@@ -13,6 +13,11 @@ LABELS = ((None,), "int32")  # shape and dtype of a batch's class numbers
 TEXT_WEIGHTS = ((None,), "float32")  # and of its texts' weights
 
 
+def tokens_input(name: str) -> keras.KerasTensor:
+    """Input `(texts, tokens)` of token ids, or of a mask."""
+    return keras.Input((None,), dtype="int32", name=name)
+
+
 def is_traced_once() -> bool:
     """Whether one compiled function serves batches of every shape, so that padding is waste."""
     return keras.config.backend() != "jax"

@@ -232,7 +232,8 @@ def paired_difference(
 def is_comparable(hybrid: Result, other: Result) -> bool:
     """Whether the other is a baseline of the hybrid, scored on the same texts by the same runs.
 
-    Baselines are RoBERTa alone, and Gemma alone with equal cutoffs, a selected one, or a probe.
+    Baselines are RoBERTa alone, ready encoders, and Gemma alone with equal cutoffs, a selected
+    one, or a probe.
 
     Args:
         hybrid: result of a hybrid, or of any embedder to compare with the baselines.
@@ -242,7 +243,8 @@ def is_comparable(hybrid: Result, other: Result) -> bool:
     if kind == "hybrid" or _evaluation(hybrid) != _evaluation(other):
         return False
     probe = other.experiment.get("probe", False)
-    return kind == "roberta_only" or probe or selected or other.cutoffs == hybrid.cutoffs
+    has_no_cutoff = kind in ("roberta_only", "encoder_only")
+    return has_no_cutoff or probe or selected or other.cutoffs == hybrid.cutoffs
 
 
 def _evaluation(result: Result) -> tuple:

@@ -36,7 +36,12 @@ if TYPE_CHECKING:  # imported by the functions that draw, so that a sweep does n
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"hybrid": "#c50", "gemma_only": "#136", "roberta_only": "#383"}
+COLORS = {
+    "hybrid": "#c50",
+    "gemma_only": "#136",
+    "roberta_only": "#383",
+    "encoder_only": "#849",
+}
 STYLES = ("-", "--", "-.", ":")
 METRICS = ("accuracy", "macro F1")
 MAJORITY_LABEL = "majority-class baseline"
@@ -207,13 +212,14 @@ def _by_cutoff(groups: dict[str, list[Result]], kind: str) -> dict[str, dict[int
 def _draw_levels(
     panel: "Axes", groups: dict[str, list[Result]], metric: str, styles: LineStyles
 ) -> None:
-    """Horizontal lines: RoBERTa alone, and the majority-class baseline."""
+    """Horizontal lines: RoBERTa alone, ready encoders, and the majority-class baseline."""
     for name, group in groups.items():
-        if group[0].experiment["kind"] == "roberta_only":
+        kind = group[0].experiment["kind"]
+        if kind in ("roberta_only", "encoder_only"):
             family, cycle = ("trained", "- -.") if group[0].history else ("untrained", "-- :")
-            style = _line_style(styles, family, name, cycle.split())
+            style = _line_style(styles, f"{kind} {family}", name, cycle.split())
             level = score_interval(group, metric).mean
-            panel.axhline(level, color=COLORS["roberta_only"], ls=style, label=name)
+            panel.axhline(level, color=COLORS[kind], ls=style, label=name)
     panel.axhline(_majority_score(groups, metric), color="#777", ls=":", label=MAJORITY_LABEL)
 
 

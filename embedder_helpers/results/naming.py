@@ -3,18 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-from embedder_helpers.config import settings, stored_experiment
+from embedder_helpers.config import WITH_ROBERTA, settings, stored_experiment
 from embedder_helpers.results.data_sets import data_key, short_fingerprint
-from embedder_helpers.results.result import Result
+from embedder_helpers.results.result import Result, preset_label
 
-KIND_NAMES = {"hybrid": "hybrid", "gemma_only": "Gemma only", "roberta_only": "RoBERTa only"}
+KIND_NAMES = {
+    "hybrid": "hybrid",
+    "gemma_only": "Gemma only",
+    "roberta_only": "RoBERTa only",
+    "encoder_only": "Encoder alone",
+}
 MODEL_NAMES = {"llm_preset": "Gemma", "slm_preset": "RoBERTa"}
 
 
 def embedder_name(result: Result) -> str:
     """The embedder: `hybrid [1-10]`, `Gemma only [1-10, selected]`, `RoBERTa only, untrained`.
 
-    The brackets hold Gemma's layers. Scores on the validation split are marked `validation`.
+    The brackets hold Gemma's layers. A ready encoder has its own name: `Encoder alone:
+    all-MiniLM-L6-v2`. Scores on the validation split are marked `validation`.
     """
     kind, epochs = result.experiment["kind"], result.experiment["epochs"]
     name = KIND_NAMES[kind]
@@ -22,8 +28,10 @@ def embedder_name(result: Result) -> str:
         layers = [f"1-{cutoff}" if cutoff > 1 else "1" for cutoff in result.cutoffs]
         selected = ["selected"] if result.selects_layer() else []
         name += f" [{', '.join(layers + selected)}]"
-    if kind != "gemma_only" and not epochs:
+    if kind in WITH_ROBERTA and not epochs:
         name += ", untrained"
+    if kind == "encoder_only":
+        name += f": {preset_label(result.experiment['encoder_preset'])}"
     return f"{name}, validation" if is_validation_score(result) else name
 
 
@@ -60,8 +68,8 @@ def differing_settings(results: Sequence[Result]) -> list[str]:
                 group = result.experiment["kind"], data_key(result), name
                 values.setdefault(group, set()).add(value)
     differing = {name for (_, _, name), different in values.items() if len(different) > 1}
-    # The first two are part of the name; the content of the data counts, not its path.
-    differing -= {"llm_layers", "scored_split", "task", "task_data"}
+    # The first three are part of the name; the content of the data counts, not its path.
+    differing -= {"llm_layers", "scored_split", "encoder_preset", "task", "task_data"}
     return [name for name in settings() if name in differing]
 
 
@@ -87,13 +95,16 @@ def _differing_origin(result: Result, others: Sequence[Result]) -> list[str]:
 
 
 def _origin(result: Result) -> dict[str, Any]:
+    names = MODEL_NAMES
+    if "encoder_preset" in result.inputs:  # compared with encoders of the same name only
+        names = names | {"encoder_preset": preset_label(result.experiment["encoder_preset"])}
     return {
         "version": result.versions.get("embedder_helpers"),
         "texts per label": result.task.get("samples_per_label"),
-    } | {MODEL_NAMES[name]: value for name, value in result.inputs.items() if name in MODEL_NAMES}
+    } | {names[name]: value for name, value in result.inputs.items() if name in names}
 
 
 def _format_origin(name: str, value: Any) -> Any:
     if value is None:
         return "unknown"
-    return short_fingerprint(value) if name in MODEL_NAMES.values() else value
+    return short_fingerprint(value) if name not in ("version", "texts per label") else value

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from embedder_helpers.config import Experiment, resolve_cutoffs, settings, stored_experiment
+from embedder_helpers.config import (
+    WITH_GEMMA,
+    WITH_ROBERTA,
+    Experiment,
+    resolve_cutoffs,
+    settings,
+    stored_experiment,
+)
 from embedder_helpers.data.tasks import Task
 from embedder_helpers.errors import InputError, shorten, show
 from embedder_helpers.setting_rules import SELECTED
@@ -99,14 +106,15 @@ class Result:
             for other initializations.
         layer_selection: cross-validated accuracy of a linear classifier at each cutoff; None unless
             `llm_layers` is `auto` or `cheapest`.
-        layer_p_values: p-value of each cutoff in the model confidence set of these classifiers;
-            those above 0.05 cannot be told from the best. None unless `llm_layers` is `cheapest`.
         deduplicated: scores without the evaluation texts that the train split contains too:
             `texts`, their number, and `scores`, `experiments` and `head` of the rest, if there is
             any; None without such texts.
         parameters: number of weights that a text passes, of the truncated Gemma, of RoBERTa and
             between them, embeddings included; None if they cannot be counted. Results of versions
             before 0.6.0 leave out those between them, less than a hundredth.
+        license: of a ready encoder, as its model card names it; None if unknown.
+        layer_p_values: p-value of each cutoff in the model confidence set of these classifiers;
+            those above 0.05 cannot be told from the best. None unless `llm_layers` is `cheapest`.
     """
 
     experiment: dict[str, Any]
@@ -125,13 +133,14 @@ class Result:
     inputs: Annotated[dict[str, str], having("task")]
     projection: dict[str, float] | None = None
     layer_selection: dict[str, Score] | None = None
-    layer_p_values: dict[str, Score] | None = None
     deduplicated: DeduplicatedFields | None = None
     parameters: Count | None = None
+    license: str | None = None
+    layer_p_values: dict[str, Score] | None = None
 
     def selects_layer(self) -> bool:
         """Whether the cutoff was selected by the hidden states."""
-        return self.experiment.get("llm_layers") in SELECTED
+        return bool(self.cutoffs) and self.experiment["llm_layers"] in SELECTED
 
     def as_stored(self) -> dict[str, Any]:
         """The fields as a file spells them."""
@@ -168,7 +177,7 @@ class Result:
         """Raise ValueError if fields contradict one another."""
         most = self.num_layers or 0
         is_ascending = self.cutoffs == sorted(set(self.cutoffs))
-        reads_gemma = self.experiment["kind"] != "roberta_only"
+        reads_gemma = self.experiment["kind"] in WITH_GEMMA
         if not is_ascending or any(cutoff > most for cutoff in self.cutoffs):
             raise ValueError(f"cutoffs is {show(self.cutoffs)}, of {most} layers")
         if reads_gemma != bool(self.cutoffs):
@@ -217,7 +226,7 @@ def result_name(
         num_layers: number of the complete Gemma's layers; None for RoBERTa alone.
         inputs: fingerprints of data and presets.
     """
-    parts = [re.sub(r"[^A-Za-z0-9_]+", "-", task.name).strip("-")[:MAX_NAME] or "task"]
+    parts = [_as_part(task.name) or "task"]
     parts.append(experiment.kind)
     known = settings()
     relevant = {
@@ -232,13 +241,27 @@ def result_name(
         cutoffs = resolve_cutoffs(experiment.llm_layers, num_layers)
         parts.append("k" + "+".join(map(str, cutoffs)))
         relevant["llm_layers"] = cutoffs  # 10 and -9 of 18 are the same cutoff
-    if experiment.kind != "gemma_only" and not experiment.epochs:
+    if experiment.kind in WITH_ROBERTA and not experiment.epochs:
         parts.append("untrained")
-    elif experiment.kind != "gemma_only" or "seed" in relevant:
+    elif "seed" in relevant:
         parts.append(f"seed{experiment.seed}")
+    if experiment.kind == "encoder_only":
+        parts.append(_as_part(preset_label(experiment.encoder_preset)))
     content = json.dumps([relevant, dict(inputs), FIGURES_SINCE], sort_keys=True).encode()
     stem = "-".join(parts)[:MAX_STEM].rstrip("+-")
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.json"
+
+
+def _as_part(name: str) -> str:
+    """A name as a part of a file's name; empty if no letter of it can be."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:MAX_NAME]
+
+
+def preset_label(name: str) -> str:
+    """The last part of a preset's name, handle or folder: `all-MiniLM-L6-v2`."""
+    # A Kaggle handle ends in its version, which is not a name.
+    parts = Path(name).parts
+    return ([part for part in parts if not part.isdigit()] or list(parts))[-1]
 
 
 def embedder_folder(path: Path) -> Path:

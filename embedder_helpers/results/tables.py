@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from embedder_helpers.builtin import BUILTIN_PRESETS
+from embedder_helpers.config import TABLE_ORDER
 from embedder_helpers.errors import InputError
 from embedder_helpers.results.comparison import format_interval, group_by_seed, score_interval
 from embedder_helpers.results.data_sets import (
@@ -42,7 +43,7 @@ MAX_NOTE = 500  # letters
 
 
 def load_results(folder: str | Path) -> list[Result]:
-    """Load the results of a folder: by task; RoBERTa alone, Gemma alone, hybrids; by cutoff.
+    """Load the results of a folder: by task; RoBERTa, Gemma, encoders alone, hybrids; by cutoff.
 
     Args:
         folder: folder of result files, or of folders of result files.
@@ -86,7 +87,7 @@ def _read_files(folder: str | Path, names: Iterable[str]) -> dict[str, Result]:
 
 
 def _sort_key(result: Result) -> tuple:
-    kind = ("roberta_only", "gemma_only", "hybrid").index(result.experiment["kind"])
+    kind = TABLE_ORDER.index(result.experiment["kind"])
     trained, num_pooled = bool(result.history), len(result.cutoffs)
     return data_key(result), kind, trained, num_pooled, result.cutoffs
 
@@ -160,7 +161,7 @@ def layer_table(results: Sequence[Result]) -> pd.DataFrame:
 
     Scores are means over seeds and runs of the protocol. If an embedder has several seeds, `seeds`
     is their number, and scores are texts with their 95 % CI: `0.937 [0.930, 0.944]`. RoBERTa alone
-    comes first, then Gemma alone and the hybrids, the largest cutoff first.
+    comes first, then Gemma alone, ready encoders and the hybrids, the largest cutoff first.
 
     Raises:
         InputError: there are no results.
@@ -241,7 +242,7 @@ def _long_row(result: Result) -> dict[str, Any]:
         "task_path": local_path(result),
         "samples_per_label": result.task.get("samples_per_label"),
     }
-    inputs = ("task", "llm_preset", "slm_preset")
+    inputs = dict.fromkeys(("task", "llm_preset", "slm_preset", *result.inputs))
     row |= {f"{name}_fingerprint": result.inputs.get(name) for name in inputs}
     others = {name: value for name, value in experiment.items() if name not in row}
     return row | others | {"device": ", ".join(result.device)} | result.versions
@@ -287,6 +288,8 @@ def reading_notes(results: Sequence[Result]) -> list[str]:
             "automatic cutoff and the probe's penalty: use them to choose settings, not as final "
             "scores."
         )
+    encoders = [result for result in results if result.experiment["kind"] == "encoder_only"]
+    notes += dict.fromkeys(map(_encoder_note, encoders))
     by_label: dict[str, dict[str, None]] = {}
     for result, label in zip(results, data_labels(results), strict=True):
         by_label.setdefault(label, {}).update(dict.fromkeys(data_notes(result)))
@@ -295,6 +298,18 @@ def reading_notes(results: Sequence[Result]) -> list[str]:
         if len(facts) > MAX_NOTES:
             notes.append(f"{label}: {len(facts) - MAX_NOTES} more notes are in the result files.")
     return notes
+
+
+def _encoder_note(result: Result) -> str:
+    """What a reader should know of a ready encoder: size, license, and what it was not trained on.
+
+    An encoder may have seen a task's texts, or its labels, in its own training.
+    """
+    size = f"{result.parameters / 1e6:,.1f} million weights, " if result.parameters else ""
+    return (
+        f"{embedder_name(result)}: {size}license {result.license or 'unknown'}; nothing of it was "
+        "trained here, but what its publisher trained it on may include a task's texts."
+    )
 
 
 def data_notes(result: Result) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from embedder_helpers.config import WITH_ROBERTA
 from embedder_helpers.errors import InputError, show, show_list
 from embedder_helpers.results.data_sets import (
     data_key,
@@ -21,7 +22,7 @@ from embedder_helpers.results.data_sets import (
 from embedder_helpers.results.formats import write_text
 from embedder_helpers.results.leaderboard import uses_mteb_protocol
 from embedder_helpers.results.naming import is_validation_score, relevant_settings
-from embedder_helpers.results.result import Result
+from embedder_helpers.results.result import Result, preset_label
 from embedder_helpers.utils.files import writable_folder
 
 MTEB_VERSION = "2.26.24"  # whose protocol and format these are
@@ -70,18 +71,16 @@ def model_name(result: Result) -> str:
     The loss is named unless it is cross-entropy alone, as it was before there were others.
     """
     experiment, settings, parts = result.experiment, relevant_settings(result), []
-    for role in ("llm_preset", "slm_preset"):
+    for role in ("llm_preset", "slm_preset", "encoder_preset"):
         if role in result.inputs:
-            # A Kaggle handle ends in its version, which is not a name.
-            path = Path(experiment[role]).parts
-            parts.append(([part for part in path if not part.isdigit()] or path)[-1])
+            parts.append(preset_label(experiment[role]))
             if role == "llm_preset":
                 parts.append("k" + "+".join(map(str, result.cutoffs)))
     if experiment["kind"] == "hybrid":
         parts += [experiment["fusion"], *["late"] * settings["late_fusion"]]
     if settings.get("objective") == "contrastive":
         parts.append("contrastive")
-    if experiment["kind"] != "gemma_only":
+    if experiment["kind"] in WITH_ROBERTA:
         parts.append(f"seed{experiment['seed']}" if result.history else "untrained")
     return re.sub(r"[^\w.-]+", ".", "-".join(parts), flags=re.ASCII)[:MAX_NAME]
 
@@ -134,7 +133,7 @@ def model_meta(name: str, revision: str, result: Result | None) -> dict[str, Any
         "languages": ["eng-Latn"] if knows_language else None,
         "memory_usage_mb": None,
         "embed_dim": None,
-        "license": None,
+        "license": result.license if result else None,
         "open_weights": None,
         "public_training_code": None,
         "public_training_data": None,

@@ -33,10 +33,14 @@ def platform_name() -> str:
     return "colab" if "google.colab" in sys.modules else "local"
 
 
-def package_versions() -> dict[str, str]:
-    """The versions that a result depends on, `python` among them; `absent` if not installed."""
+def package_versions(*others: str) -> dict[str, str]:
+    """The versions that a result depends on, `python` among them; `absent` if not installed.
+
+    Args:
+        others: names of more packages.
+    """
     versions = {"embedder_helpers": __version__, "python": sys.version.split()[0]}
-    return versions | {package: _version(package) for package in PACKAGES}
+    return versions | {package: _version(package) for package in (*PACKAGES, *others)}
 
 
 @functools.cache  # the cache of hidden states asks at every write

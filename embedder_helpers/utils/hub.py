@@ -7,7 +7,7 @@ is left to `models.presets`.
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 
@@ -111,24 +111,38 @@ def _kaggle_fault(error: Exception, name: str, what: str, page: str) -> str:
     )
 
 
-def hugging_face_config(role: str, name: str) -> Path:
+def hugging_face_config(role: str, name: str, files: Sequence[str] = (CONFIG_FILE,)) -> Path:
     """Download the config.json of a Hugging Face model, or find it in the cache.
 
     Args:
         role: setting that names the model, for messages.
         name: `hf://` handle of the model.
+        files: names of files that describe a model; the first that it has is taken.
 
     Raises:
         InputError: no access, no such model, no such file, or no network.
     """
     import huggingface_hub
 
-    has_token = bool(hugging_face_token())
-    try:
-        return Path(huggingface_hub.hf_hub_download(name.removeprefix("hf://"), CONFIG_FILE))
-    except Exception as error:
-        environment.forget_secrets()  # one may be added now, before another try
-        raise InputError(f"{role}: {_hugging_face_fault(error, name, has_token)}") from None
+    has_token, fault = bool(hugging_face_token()), None
+    for file in files:
+        try:
+            return Path(huggingface_hub.hf_hub_download(name.removeprefix("hf://"), file))
+        except Exception as error:
+            fault = error
+            if not _is_missing_file(error):
+                break
+    environment.forget_secrets()  # one may be added now, before another try
+    raise InputError(f"{role}: {_hugging_face_fault(fault, name, has_token)}")
+
+
+def _is_missing_file(error: Exception) -> bool:
+    """Whether the model is there, but not the file."""
+    from huggingface_hub import errors
+
+    # LocalEntryNotFoundError is an EntryNotFoundError too, but for lack of a network.
+    is_missing = isinstance(error, errors.EntryNotFoundError)
+    return is_missing and not isinstance(error, errors.LocalEntryNotFoundError)
 
 
 def _hugging_face_fault(error: Exception, name: str, has_token: bool) -> str:
@@ -143,9 +157,7 @@ def _hugging_face_fault(error: Exception, name: str, has_token: bool) -> str:
     if isinstance(error, errors.RepositoryNotFoundError):
         private = "" if has_token else f", and if it is private {advice}"
         return f"Hugging Face shows no model {show(name)}: check the spelling{private}"
-    # LocalEntryNotFoundError is an EntryNotFoundError too, but for lack of a network.
-    missing = errors.HFValidationError, errors.EntryNotFoundError
-    if isinstance(error, missing) and not isinstance(error, errors.LocalEntryNotFoundError):
+    if isinstance(error, errors.HFValidationError) or _is_missing_file(error):
         return f"{show(name)} is not a model in Keras's or Transformers' format"
     if _status_code(error) in (401, 403):
         return f"Hugging Face refuses the token for {show(name)}: {advice}, and restart a notebook"

@@ -45,6 +45,19 @@ def test_all_texts_pass_gemma_once_to_the_deepest_cutoff_and_are_stored_at_each(
     assert both["hours"] - one["hours"] == pytest.approx(computing / 2)  # compiled alike
 
 
+def test_a_ready_encoder_reads_every_text_once_and_trains_nothing(experiment):
+    tables = [
+        estimate_cost(
+            [experiment(kind="encoder_only", probe=probe, seed=seed) for seed in (1, 2)], DEVICE
+        )
+        for probe in (False, True)
+    ]
+    plain, probed = (part(table, "embedding") for table in tables)
+    assert len(tables[0]) == 2  # besides this part, the sum
+    assert probed["TFLOP"] > 1.5 * plain["TFLOP"] > 0  # a probe reads the training texts too
+    assert plain["disk GB"] == 0
+
+
 def test_every_seed_is_trained_and_every_epoch_costs_the_same(experiment):
     tables = [
         estimate_cost(

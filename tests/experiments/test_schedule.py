@@ -59,6 +59,14 @@ def make_plans(tmp_path):
     return plans
 
 
+def test_a_ready_encoder_waits_for_no_hidden_states_and_runs_with_roberta_alone(make_plans, rain):
+    kinds = ("gemma_only", "encoder_only", "roberta_only")
+    first, second = batches_of(make_plans(rain, [{"kind": kind} for kind in kinds]))
+    assert not first.gemma and not first.wanted
+    assert [plan.experiment.kind for plan in first.plans] == ["encoder_only", "roberta_only"]
+    assert [plan.experiment.kind for plan in second.plans] == ["gemma_only"]
+
+
 ALL_CUTOFFS = [{"llm_layers": cutoff} for cutoff in range(1, 19)]
 
 

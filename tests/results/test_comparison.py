@@ -75,6 +75,14 @@ def test_a_selected_cutoff_and_the_same_one_set_are_rows_of_their_own():
     assert table["seeds"].tolist() == [2, 2]
 
 
+def test_a_hybrid_is_compared_with_a_ready_encoder_at_every_cutoff():
+    encoder = result("encoder_only", (), accuracy=0.7)
+    hybrids = [result(cutoffs=(k,), accuracy=0.75 + k / 100, seed=7) for k in (1, 4)]
+    table = comparison.difference_table([encoder, *hybrids])
+    assert table["compared with"].tolist() == ["Encoder alone: tiny_roberta"] * 2
+    assert [text.split()[0] for text in table["accuracy"]] == ["+0.060", "+0.090"]
+
+
 def test_gemma_alone_with_and_without_a_probe_are_rows_of_their_own():
     results = [result("gemma_only", accuracy=0.6, probe=probe) for probe in (True, False)]
     table = comparison.comparison_table(results)

@@ -134,6 +134,14 @@ def test_bands_are_the_intervals_of_the_comparison():
         assert "95 % CI" in legend_labels(panel)
 
 
+def test_a_ready_encoder_is_a_level_beside_the_curves():
+    encoder = result("encoder_only", (), accuracy=0.66, encoder_preset="me/mini-LM")
+    hybrids = [result(cutoffs=(k,), history=TRAINED) for k in (1, 2, 3)]
+    panel, _ = figures.plot_layers([encoder, *hybrids]).axes
+    (line,) = [one for one in panel.lines if one.get_label() == "Encoder alone: mini-LM"]
+    assert list(line.get_ydata()) == pytest.approx([0.66, 0.66])
+
+
 def test_a_single_seed_of_a_trained_embedder_has_no_band():
     panel, _ = figures.plot_layers([result(cutoffs=(k,), history=TRAINED) for k in (1, 2, 3)]).axes
     assert bands(panel) == [{}]

@@ -16,6 +16,18 @@ from embedder_helpers.results.naming import display_names, embedder_name
         ("roberta_only", (), {}, "RoBERTa only"),
         ("roberta_only", (), {"epochs": 0}, "RoBERTa only, untrained"),
         ("roberta_only", (), {"scored_split": "validation"}, "RoBERTa only, validation"),
+        (
+            "encoder_only",
+            (),
+            {"encoder_preset": "sentence-transformers/all-MiniLM-L6-v2", "epochs": 0},
+            "Encoder alone: all-MiniLM-L6-v2",
+        ),
+        (
+            "encoder_only",
+            (),
+            {"encoder_preset": "kaggle://keras/bert/keras/bert_base_en/3"},
+            "Encoder alone: bert_base_en",
+        ),
     ],
 )
 def test_an_embedder_is_named_by_kind_layers_and_training(kind, cutoffs, settings, name):
@@ -40,6 +52,19 @@ def test_results_of_earlier_versions_have_the_loss_and_fusion_that_there_were():
     assert display_names([older, newer]) == [
         "hybrid [1-10], late_fusion False, objective cross_entropy",
         "hybrid [1-10], late_fusion True, objective contrastive",
+    ]
+
+
+def test_ready_encoders_are_told_apart_by_name_or_else_by_content():
+    results = [
+        result("encoder_only", (), encoder_preset=preset) for preset in ("a/one", "a/two", "b/one")
+    ]
+    for number, one in enumerate(results):
+        one.inputs["encoder_preset"] = f"{number}23456789"
+    assert display_names(results) == [
+        "Encoder alone: one, one 02345678",
+        "Encoder alone: two",
+        "Encoder alone: one, one 22345678",
     ]
 
 

@@ -26,7 +26,8 @@ from embedder_helpers.utils.json_files import write_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 FOLDERS = sorted({path.parent.relative_to(RESULTS) for path in RESULTS.rglob("*-????????.json")})
-NEWER_FIELDS = ("projection", "choice", "layer_p_values", "unrepeated", "parameters")
+NEWER_FIELDS = ("projection", "choice", "unrepeated", "parameters", "license", "layer_p_values")
+TASK_FIELDS = ("name", "samples_per_label")  # that are part of a result's name
 
 
 def test_a_result_is_read_back_as_it_was_written(tmp_path):
@@ -210,12 +211,16 @@ def test_committed_results_are_read_and_stored_with_their_own_keys(folder):
         assert all(stored[key] is None for key in stored.keys() - content.keys()), path
 
 
-def test_a_file_is_written_again_as_it_was_with_newer_fields_and_a_checksum(tmp_path):
-    newer = {STORED_NAMES.get(name, name): None for name in NEWER_FIELDS}
-    for path in (RESULTS / "pretraining").glob("*.json"):
+def test_a_file_is_written_again_as_it_was_with_null_for_newer_keys_and_a_checksum(tmp_path):
+    keys = [STORED_NAMES.get(field.name, field.name) for field in dataclasses.fields(Result)]
+    paths = sorted((RESULTS / "pretraining").glob("*-????????.json"))
+    assert paths
+    for path in paths:
         write_result(read_result(path), tmp_path / path.name)
-        before, after = (json.loads(file.read_text()) for file in (path, tmp_path / path.name))
-        assert after.pop("checksum") and after == newer | before
+        before, after = path.read_text(), (tmp_path / path.name).read_text()
+        newer = [key for key in keys if key not in json.loads(before)]
+        before = before.removesuffix("\n}\n") + "".join(f',\n "{key}": null' for key in newer)
+        assert after.startswith(before + ',\n "checksum": "')
 
 
 def test_fields_have_clearer_names_than_the_keys_of_files():
@@ -229,6 +234,31 @@ def test_fields_have_clearer_names_than_the_keys_of_files():
 
 
 # === Names of files ===
+
+
+@pytest.mark.parametrize("folder", ["layer_sweep", "comparison", "search"])
+def test_committed_results_have_the_names_that_their_experiments_give(folder):
+    paths = sorted((RESULTS / folder).glob("*-????????.json"))
+    assert len(paths) > 30
+    for path in paths:
+        known = read_result(path)
+        task = types.SimpleNamespace(**{name: known.task[name] for name in TASK_FIELDS})
+        experiment = stored_experiment(known.experiment)
+        assert result_name(experiment, task, known.num_layers, known.inputs) == path.name
+
+
+def test_the_name_of_a_ready_encoder_is_part_of_the_files_name_and_its_content_of_the_hash():
+    task = types.SimpleNamespace(name="weather", samples_per_label=8)
+
+    def name(preset, fingerprint="0", **settings):
+        experiment = Experiment(kind="encoder_only", encoder_preset=preset, **settings)
+        return result_name(experiment, task, None, {"task": "1", "encoder_preset": fingerprint})
+
+    assert re.fullmatch(r"weather-encoder_only-all-MiniLM-L6-v2-[0-9a-f]{8}\.json", name("all-MiniLM-L6-v2"))
+    moved = name("/models/all-MiniLM-L6-v2")
+    assert moved == name("all-MiniLM-L6-v2") != name("all-MiniLM-L6-v2", "2")
+    assert name("a", pooling="max", seed=1, epochs=9, llm_layers=3) == name("a")
+    assert len({name("a"), name("a", max_tokens=64), name("a", probe=True)}) == 3
 
 
 def name_of(tmp_path, task_folder, **settings):
@@ -273,21 +303,6 @@ def test_a_release_keeps_names_and_a_change_of_figures_changes_them(
     assert name_of(tmp_path, task_folder, kind="gemma_only") == before
     monkeypatch.setattr("embedder_helpers.results.result.FIGURES_SINCE", "99.0")
     assert name_of(tmp_path, task_folder, kind="gemma_only") != before
-
-
-def test_committed_results_have_the_names_that_their_experiments_get():
-    found = 0
-    for path in RESULTS.glob("*/*.json"):
-        result = read_result(path)
-        if result is None or result.versions["embedder_helpers"] < FIGURES_SINCE:
-            continue
-        found += 1
-        settings = stored_experiment(result.experiment)
-        data = types.SimpleNamespace(
-            name=result.task["name"], samples_per_label=result.task["samples_per_label"]
-        )
-        assert result_name(settings, data, result.num_layers, result.inputs) == path.name
-    assert found > 100
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,33 @@ def test_results_are_loaded_by_task_kind_and_cutoff(tmp_path):
     assert loaded == [("roberta_only",), ("gemma_only", 1), ("gemma_only", 2), ("hybrid", 2)]
 
 
+def test_a_ready_encoder_is_loaded_between_gemma_alone_and_the_hybrids(tmp_path):
+    kinds = [("hybrid", (2,)), ("encoder_only", ()), ("gemma_only", (2,))]
+    for number, (kind, cutoffs) in enumerate(kinds):
+        write_result(result(kind, cutoffs), tmp_path / f"{number}.json")
+    loaded = [one.experiment["kind"] for one in tables.load_results(tmp_path)]
+    assert loaded == ["gemma_only", "encoder_only", "hybrid"]
+
+
+def test_a_ready_encoder_has_a_row_by_its_name_and_its_fingerprint_in_the_long_table():
+    encoder = result("encoder_only", (), 0.7, encoder_preset="me/mini-LM")
+    encoder.inputs["encoder_preset"] = "hf://me/mini-LM@0123"
+    row = tables.results_table([encoder, result()]).iloc[0]
+    assert row["embedder"] == "Encoder alone: mini-LM" and row["accuracy"] == 0.7
+    assert (row["cutoff"], row["layer number"]) == ("-", "-")
+    long = tables.long_table([encoder, result()])
+    assert long["encoder_preset_fingerprint"].tolist()[:1] == ["hf://me/mini-LM@0123"]
+    assert "encoder_preset_fingerprint" not in tables.long_table([result()])
+
+
+def test_a_note_says_how_large_a_ready_encoder_is_and_under_which_license():
+    encoder = result("encoder_only", (), encoder_preset="me/mini-LM")
+    known = dataclasses.replace(encoder, parameters=22_713_216, license="apache-2.0")
+    fact = "Encoder alone: mini-LM: 22.7 million weights, license apache-2.0;"
+    assert notes([known, known, result()]).count(fact) == 1
+    assert "Encoder alone: mini-LM: license unknown;" in notes([encoder])
+
+
 def test_a_folder_without_results_is_an_input_error_that_names_it(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}.*--out {tmp_path}"):
         tables.load_results(tmp_path)

@@ -1,7 +1,7 @@
 """Made-up results, for tests of the modules that read results."""
 
 from embedder_helpers.builtin import BUILTIN_TASKS
-from embedder_helpers.config import Experiment
+from embedder_helpers.config import WITH_ROBERTA, Experiment
 from embedder_helpers.data.mteb import MTEB_TASKS
 from embedder_helpers.results.result import Result
 
@@ -35,7 +35,7 @@ def result(kind="hybrid", cutoffs=(10,), accuracy=0.75, task="weather", history=
         num_layers=18 if cutoffs else None,
         scores=_scores(accuracy),
         scores_per_experiment=[_scores(accuracy - 0.02), _scores(accuracy + 0.02)],
-        head=None if kind == "gemma_only" else {"accuracy": 0.8, "f1": 0.7},
+        head={"accuracy": 0.8, "f1": 0.7} if kind in WITH_ROBERTA else None,
         majority_baseline={"accuracy": 0.5, "f1": 0.33},
         history=list(history),
         truncated=3,
@@ -54,5 +54,7 @@ def _inputs(kind, cutoffs):
     yield "task"
     if cutoffs:
         yield "llm_preset"
-    if kind != "gemma_only":
+    if kind in WITH_ROBERTA:
         yield "slm_preset"
+    if kind == "encoder_only":
+        yield "encoder_preset"
