@@ -255,7 +255,8 @@ class Hybrid(RobertaOnly):
     def prepare(self, experiment: Experiment, presets: dict[str, Preset]) -> None:
         """Set also Gemma, which differs between embedders of one architecture, and its cutoffs."""
         super().prepare(experiment, presets)
-        self.__dict__.pop("without_gemma", None)
+        for cached in ("without_gemma", "after_standardizing"):
+            self.__dict__.pop(cached, None)
         preset = presets["llm_preset"]
         settings = preset, experiment.stream_blocks, experiment.llm_dtype
         if not self.gemma or self.gemma.settings != settings:
@@ -295,6 +296,18 @@ class Hybrid(RobertaOnly):
     def without_gemma(self) -> RobertaOnly:
         """The same fine-tuned RoBERTa on the text's own token embeddings."""
         return RobertaOnly(self.experiment, self.presets, (self.roberta, self.tokenizer))
+
+    @functools.cached_property
+    @own_keras_state()
+    def after_standardizing(self) -> TextModel:
+        """The model from standardized hidden states on, which are float32.
+
+        In these, 0 is exactly the average state, which the model's own inputs could only round to.
+        In place of `inputs` its input is called `standardize.output.name`; the others are the same.
+        """
+        inputs = {name: self.model.input[name] for name in self.model.input if name != "inputs"}
+        states = self.standardize.output
+        return TextModel(inputs | {states.name: states}, self.model.output)
 
     def predict(self, texts: str | Sequence[str], cascade: float | None = None) -> pd.DataFrame:
         """Classify texts with the head, and show what Gemma changed, or classify in a cascade.
