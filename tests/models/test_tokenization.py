@@ -332,12 +332,15 @@ def test_no_texts_have_no_spans(tokenizers):
 def test_real_spans_are_those_of_hugging_faces_tokenizer(tokenizers, reference, shared_folder):
     with (shared_folder / "data" / "emotion" / "test.jsonl").open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in itertools.islice(lines, 200)]
-    texts = [" ".join(text.split()) for text in texts]  # a run of spaces is several tokens
+    compared = 0
     for text, (ids, spans) in zip(texts, spans_of(tokenizers[1], texts), strict=True):
         encoded = reference[1](text, return_offsets_mapping=True)
         assert encoded["input_ids"] == ids
         expected = [list(place) for place in encoded["offset_mapping"][1:-1]]
-        assert spans[1:-1] == expected
+        if all(text[start:end].strip() for start, end in expected):  # no token is a space alone
+            assert spans[1:-1] == expected
+            compared += 1
+    assert compared > 150
 
 
 # The alignment by Hugging Face's tokenizers of the same vocabularies, which know where in a text
