@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from embedder_helpers.errors import InputError, check_characters, show
 from embedder_helpers.setting_rules import (
+    SELECTED,
     Rule,
     cutoff_or_list,
     flag,
@@ -70,7 +71,8 @@ def _is_contrastive(experiment: "Experiment") -> bool:
 
 
 def _is_seeded(experiment: "Experiment") -> bool:
-    return experiment.kind == "hybrid" or _trains(experiment)
+    draws = experiment.train_texts_per_label is not None
+    return experiment.kind == "hybrid" or _trains(experiment) or draws
 
 
 def _pools_layers(experiment: "Experiment") -> bool:
@@ -79,6 +81,14 @@ def _pools_layers(experiment: "Experiment") -> bool:
 
 def _needs_training_data(experiment: "Experiment") -> bool:
     return experiment.needs_training_data()
+
+
+def _draws_texts(experiment: "Experiment") -> bool:
+    return experiment.needs_training_data() and experiment.train_texts_per_label is not None
+
+
+def _is_control(experiment: "Experiment") -> bool:
+    return experiment.llm_control is not None
 
 
 # What several settings have in common.
@@ -138,7 +148,8 @@ class Experiment:
         cutoff_or_list(),
         "the cutoff, the number of layers kept: 1 … n, or -1 … -n as in the original study's Layer "
         "Number; a list is pooled; `auto` selects the layer whose hidden states a linear "
-        "classifier reads best, before any training",
+        "classifier reads best, before any training, `cheapest` the first that cannot be told "
+        "from it",
         **GEMMA,
     )
     layer_pooling: str = key(
@@ -162,6 +173,15 @@ class Experiment:
         "the precision of Gemma's matrix products; `auto`: half precision on devices that multiply "
         "it faster, bfloat16 if they have it, else float16",
         **GEMMA,
+    )
+    llm_control: str | None = key(
+        None,
+        optional(one_of(("random_weights", "shuffled", "noise"))),
+        "a control in place of what Gemma knows: `random_weights` of the same shape; its hidden "
+        "states `shuffled` among the texts; `noise` of their mean and covariance; null: none",
+        "Gemma",
+        WITH_GEMMA,
+        when=_is_control,
     )
     fusion: str = key(
         "add",
@@ -315,11 +335,26 @@ class Experiment:
         when=_needs_training_data,
     )
 
+    train_texts_per_label: int | None = key(
+        None,
+        optional(integer(1)),
+        "train on at most this many texts of each label, drawn by the seed; a smaller draw is part "
+        "of a larger one, and as many texts are validated on; null: all",
+        "Texts",
+        when=_draws_texts,
+    )
+
     save_embedder: bool | str = key(
         False,
         flag_or("with_gemma"),
         "save the embedder beside its result, in a folder `embedder-…` that `load_embedder` "
         "reads; `with_gemma` includes the truncated Gemma",
+        **STORAGE,
+    )
+    save_predictions: bool = key(
+        False,
+        flag(),
+        "save what the classifier says of each text beside the result, in a folder `predictions`",
         **STORAGE,
     )
     states_dir: str | None = key(
@@ -379,9 +414,27 @@ class Experiment:
                 "objective is 'contrastive', but batch_size is 1: texts are compared within a "
                 "batch, so use 2 or more, or cross_entropy"
             )
+        self._check_control()
+        if self.max_train_texts is not None and self.train_texts_per_label is not None:
+            raise InputError(
+                "max_train_texts and train_texts_per_label are both given: use one of them"
+            )
         if self.kind == "gemma_only" and self.layer_pooling == "learned":
             raise InputError(
                 "layer_pooling is 'learned', but gemma_only trains nothing: use mean or max"
+            )
+
+    def _check_control(self) -> None:
+        """Raises InputError if a control makes no sense for the kind, or is to be saved."""
+        if self.kind == "gemma_only" and self.llm_control in ("shuffled", "noise"):
+            raise InputError(
+                f"llm_control is {self.llm_control!r}, but gemma_only has nothing besides its "
+                "hidden states: use random_weights, or a hybrid"
+            )
+        if self.kind in WITH_GEMMA and self.llm_control and self.save_embedder:
+            raise InputError(
+                f"save_embedder is {show(self.save_embedder)}, but llm_control is "
+                f"{self.llm_control!r}: a control is to be measured, not to be used"
             )
 
     def relevant_settings(self) -> dict[str, Any]:
@@ -412,11 +465,11 @@ class Experiment:
             return True
         # The states that an untrained late layer reads are standardized by the training texts.
         is_fitted = self.late_fusion or self.projection_init() == "ridge"
-        return self.kind == "hybrid" and is_fitted
+        return self.kind == "hybrid" and (is_fitted or self.llm_control == "noise")
 
     def selects_layer(self) -> bool:
         """Whether the cutoff is selected from the hidden states."""
-        return self.kind != "roberta_only" and self.llm_layers == "auto"
+        return self.kind != "roberta_only" and self.llm_layers in SELECTED
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting, with lists where JSON and YAML have lists."""
@@ -484,29 +537,32 @@ def with_baselines(experiments: Sequence[Experiment]) -> list[Experiment]:
     """
     hybrids = [experiment for experiment in experiments if experiment.kind == "hybrid"]
     baselines = [dataclasses.replace(hybrid, kind="roberta_only") for hybrid in hybrids]
-    baselines += [_gemma_only(hybrid) for hybrid in hybrids]
+    baselines += [gemma_only(hybrid) for hybrid in hybrids]
     order = ("roberta_only", "gemma_only", "hybrid")
     distinct = dict.fromkeys([*baselines, *experiments])
     return sorted(distinct, key=lambda experiment: order.index(experiment.kind))
 
 
-def _gemma_only(hybrid: Experiment) -> Experiment:
+def gemma_only(hybrid: Experiment) -> Experiment:
+    """Gemma alone with a hybrid's settings, as far as they make sense for it."""
     layer_pooling = "mean" if hybrid.layer_pooling == "learned" else hybrid.layer_pooling
-    return dataclasses.replace(hybrid, kind="gemma_only", layer_pooling=layer_pooling)
+    control = hybrid.llm_control if hybrid.llm_control == "random_weights" else None
+    changes = {"layer_pooling": layer_pooling, "llm_control": control}
+    return dataclasses.replace(hybrid, kind="gemma_only", **changes)
 
 
 def resolve_cutoffs(llm_layers: int | tuple[int, ...] | str, num_layers: int) -> tuple[int, ...]:
     """Cutoffs as numbers of kept layers, 1 … `num_layers`, in ascending order.
 
     Args:
-        llm_layers: cutoffs as in the Experiment; -1 keeps all layers, -2 all but the last; `auto`
-            may be any.
+        llm_layers: cutoffs as in the Experiment; -1 keeps all layers, -2 all but the last; a
+            cutoff that is to be selected may be any.
         num_layers: number of Gemma's layers.
 
     Raises:
         InputError: a cutoff beyond the model, or a duplicate.
     """
-    if llm_layers == "auto":
+    if llm_layers in SELECTED:
         return tuple(range(1, num_layers + 1))
     numbers = llm_layers if isinstance(llm_layers, tuple) else (llm_layers,)
     for number in numbers:

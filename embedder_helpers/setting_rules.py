@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SELECTED = ("auto", "cheapest")  # cutoffs that are selected by their hidden states
 MAX_INTEGER = 2**31 - 1  # of an int32, which batches and counts of tokens are
 
 
@@ -124,10 +125,10 @@ def flag_or(word: str) -> Rule:
 
 
 def cutoff_or_list() -> Rule:
-    """A cutoff in either spelling, several of them, or `auto`; the range depends on the model."""
+    """A cutoff in either spelling, several, or a word; the range depends on the model."""
 
     def accept(value):
-        if value == "auto":
+        if value in SELECTED:
             return value
         several = isinstance(value, list)
         numbers = tuple(map(_index, value if several else [value]))
@@ -136,7 +137,7 @@ def cutoff_or_list() -> Rule:
         return numbers if several else numbers[0]
 
     cutoff = "an integer from 1 to the number of Gemma's layers, or from -1 (all layers) down"
-    return Rule(f"{cutoff}, or a non-empty list of such integers, or auto", accept)
+    return Rule(f"{cutoff}, or a non-empty list of such integers, or auto, or cheapest", accept)
 
 
 def optional(rule: Rule) -> Rule:

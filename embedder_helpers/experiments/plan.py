@@ -2,8 +2,9 @@
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from embedder_helpers.errors import InputError, show_list
 from embedder_helpers.experiments import protocol, tracking
 from embedder_helpers.models import saving
 from embedder_helpers.models.presets import Preset, find_presets
+from embedder_helpers.results.predictions import predictions_path, read_predictions
 from embedder_helpers.results.result import Result, embedder_folder, read_result, result_name
 from embedder_helpers.utils.replacing import finish_interrupted
 
@@ -83,6 +85,7 @@ class Plan:
         result = read_result(self.path)
         is_finished = result is not None and self._is_own(result)
         is_finished = is_finished and (not is_wanted or self._is_saved(folder, result))
+        is_finished = is_finished and self._has_predictions(result)
         if is_wanted and not is_finished:
             saving.check_replaceable(folder)
         return is_finished
@@ -94,6 +97,19 @@ class Plan:
         if name != self.path.name:
             _warn_of_damage(f"{self.path} holds the result of another experiment")
         return name == self.path.name
+
+    def _has_predictions(self, result: Result) -> bool:
+        """Whether the predictions are saved undamaged, if that is wanted and there are any."""
+        if not self.experiment.save_predictions or result.head is None:
+            return True
+        predictions = read_predictions(self.path)
+        if predictions is None:
+            return False
+        accuracy = float(predictions.right.mean())
+        is_same = math.isclose(accuracy, result.head["accuracy"], abs_tol=1e-9)
+        if not is_same:
+            _warn_of_damage(f"{predictions_path(self.path)} holds predictions of another result")
+        return is_same
 
     def _is_saved(self, folder: Path, result: Result) -> bool:
         """Whether a folder holds the embedder of the result, with its Gemma if that is wanted."""
@@ -165,14 +181,20 @@ def plan_all(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
         plan = plan_experiment(experiment, folder, tasks.get(key))
         tasks[key] = plan.task
         other = plans.get(plan.path)
-        if other is None or _saves_more(experiment, other.experiment):
-            plans[plan.path] = plan
+        if other:
+            plan = replace(plan, experiment=_saving_both(experiment, other.experiment))
+        plans[plan.path] = plan
     return list(plans.values())
 
 
-def _saves_more(experiment: Experiment, other: Experiment) -> bool:
+def _saving_both(experiment: Experiment, other: Experiment) -> Experiment:
+    """An experiment that saves what it, and another of the same result, is to save."""
     order = (False, True, "with_gemma")
-    return order.index(experiment.save_embedder) > order.index(other.save_embedder)
+    return replace(
+        experiment,
+        save_embedder=max(experiment.save_embedder, other.save_embedder, key=order.index),
+        save_predictions=experiment.save_predictions or other.save_predictions,
+    )
 
 
 def plan_experiment(experiment: Experiment, folder: Path | None, task: Task | None = None) -> Plan:
@@ -241,7 +263,19 @@ def select_rows(experiment: Experiment, task: Task) -> dict[Subset, np.ndarray]:
             )
         train = _subsample(train, train_labels, most, take_one=True)
         validation = _subsample(validation, validation_labels, most)
+    per_label = experiment.train_texts_per_label
+    if per_label is not None:
+        train = _draw_per_label(train, train_labels, per_label, experiment.seed)
+        validation = _draw_per_label(validation, validation_labels, per_label, experiment.seed)
     return rows | {Subset.TRAIN: train, Subset.VALIDATION: validation}
+
+
+def _draw_per_label(rows: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """At most `count` of the rows of each label, ascending; part of a larger draw of the seed."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    groups = labels[rows[order]]
+    drawn = [order[groups == label][:count] for label in np.unique(groups)]
+    return rows[np.sort(np.concatenate(drawn))]
 
 
 def _subsample(

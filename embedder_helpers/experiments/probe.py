@@ -4,14 +4,16 @@ They select a layer before any training, and measure Gemma alone as a classifier
 training and the validation split, never the test split.
 """
 
+import functools
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -20,6 +22,7 @@ from embedder_helpers.models.embedder import Head
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.models.tokenization import TokenizedTexts
+from embedder_helpers.results.confidence_set import elimination_p_values
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +32,42 @@ INVERSE_PENALTIES = (0.001, 0.01, 0.1)
 MAX_ITERATIONS = 300  # of the solver
 
 
+@dataclass(frozen=True)
+class LayerScores:
+    """How well linear classifiers read the hidden states at each cutoff.
+
+    Attributes:
+        accuracies: cross-validated accuracy by cutoff, the mean over the folds.
+        right: `(cutoffs, texts)` of bool, whether a text's label was right when it was held out.
+    """
+
+    accuracies: dict[int, float]
+    right: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """The cutoff of the highest accuracy, the first among equals."""
+        return max(self.accuracies, key=self.accuracies.get)
+
+    @functools.cached_property
+    def p_values(self) -> dict[int, float]:
+        """The p-value of each cutoff in the model confidence set, paired over the texts."""
+        values = elimination_p_values(self.right)
+        return dict(zip(self.accuracies, values.tolist(), strict=True))
+
+    def cheapest(self, level: float = 0.95) -> int:
+        """The smallest cutoff that cannot be told from the best."""
+        return min(cutoff for cutoff, value in self.p_values.items() if value > 1 - level)
+
+
 def score_layers(
     embedder: GemmaOnly,
     cache: HiddenStateCache,
     tokens: TokenizedTexts,
     labels: np.ndarray,
     specs: Sequence[HiddenStateSpec],
-) -> dict[str, float]:
-    """A linear classifier's cross-validated accuracy at each cutoff, by the cutoff's number.
+) -> LayerScores:
+    """How well a linear classifier reads the hidden states at each cutoff.
 
     A ridge classifier is cross-validated over all the texts, because a validation split alone is
     often too small to distinguish neighboring cutoffs. Besides reading the hidden states it takes
@@ -53,19 +84,15 @@ def score_layers(
     cache.compute_missing(embedder.gemma, tokens.gemma, dict.fromkeys(specs, all_texts))
     rarest = np.unique(labels, return_counts=True)[1].min()
     folds = StratifiedKFold(max(2, min(FOLDS, rarest)), shuffle=True, random_state=SEED)
-    accuracies = {}
+    parts = [rows for _, rows in folds.split(labels, labels)]
+    accuracies, right = {}, []
     for spec in specs:
         states = cache.get_or_compute(embedder.gemma, tokens.gemma, [spec])
-        scores = cross_val_score(RidgeClassifier(), embedder.embed(states), labels, cv=folds)
-        accuracies[str(spec.cutoff)] = float(scores.mean())
-    best = max(accuracies, key=accuracies.get)
-    logger.info(
-        "  cutoff %s of %d selected: a linear classifier's accuracy is %.3f",
-        best,
-        len(accuracies),
-        accuracies[best],
-    )
-    return accuracies
+        embeddings = embedder.embed(states)
+        predicted = cross_val_predict(RidgeClassifier(), embeddings, labels, cv=folds)
+        right.append(predicted == labels)
+        accuracies[spec.cutoff] = float(np.mean([right[-1][rows].mean() for rows in parts]))
+    return LayerScores(accuracies, np.array(right))
 
 
 def fit_probe(

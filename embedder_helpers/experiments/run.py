@@ -6,20 +6,24 @@ Keras is imported inside functions: it takes seconds that an invalid input shoul
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from embedder_helpers.config import Experiment, resolve_cutoffs, settings
+from embedder_helpers.config import Experiment, gemma_only, resolve_cutoffs, settings
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import protocol
 from embedder_helpers.experiments.plan import Plan, Subset
+from embedder_helpers.models.controls import StatesControl
 from embedder_helpers.models.shapes import count_parameters
+from embedder_helpers.results.predictions import Predictions, label_positions, write_predictions
 from embedder_helpers.results.result import Result
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.keras_state import own_keras_state
 
 if TYPE_CHECKING:
+    from embedder_helpers.experiments.probe import LayerScores
     from embedder_helpers.experiments.reuse import ReusableModels
     from embedder_helpers.models.embedder import Embedder, Head
     from embedder_helpers.models.hidden_states import HiddenStateCache
@@ -53,19 +57,26 @@ def run_experiment(
     models = models or ReusableModels()
     stopwatch, truncated, requested = _Stopwatch(), {}, plan.experiment
     plan.eval_duplicates()  # reads the texts, so an invalid one is reported before any long work
-    plan, layer_selection = _resolve_layer(plan, cache)
-    if layer_selection:
+    plan, selection = _resolve_layer(plan, cache)
+    if selection:
         stopwatch.stop("choose")
     embedder = models.build_embedder(plan.experiment, plan.presets)
     stopwatch.stop("load")
 
-    outcome = _fit_embedder(plan, embedder, cache, truncated, stopwatch, models)
+    control = StatesControl(plan.experiment)
+    outcome = _fit_embedder(plan, embedder, cache, control, truncated, stopwatch, models)
     embedder.head = outcome.head
-    texts = plan.texts(Subset.PROTOCOL_TRAIN, Subset.EVAL)
-    embeddings = _embed(embedder, texts, cache, truncated)
-    protocol_train, evaluated = np.split(embeddings, [len(plan.rows[Subset.PROTOCOL_TRAIN])])
+    subsets = [Subset.PROTOCOL_TRAIN, Subset.EVAL]
+    keeps_predictions = plan.path and plan.experiment.save_predictions and outcome.head
+    if keeps_predictions:
+        subsets.append(Subset.VALIDATION)
+    embeddings = _embed(embedder, plan.texts(*subsets), cache, control, truncated)
+    ends = np.cumsum([len(plan.rows[subset]) for subset in subsets])
+    protocol_train, evaluated, *validation = np.split(embeddings, ends[:-1])
     stopwatch.stop("embed")
     scores = _score(plan, protocol_train, evaluated, outcome.head)
+    if keeps_predictions:
+        write_predictions(_predict(plan, outcome.head, evaluated, *validation), plan.path)
     stopwatch.stop("score")
 
     inputs = _describe_inputs(plan, requested)
@@ -82,7 +93,7 @@ def run_experiment(
             f"trained in {environment.training_dtype()}",
         ],
         projection=outcome.projection,
-        layer_selection=layer_selection,
+        **selection,
         parameters=count_parameters(plan.experiment, max(inputs["cutoffs"], default=None)),
     )
 
@@ -99,7 +110,9 @@ def train_embedder(plan: Plan, cache: "HiddenStateCache") -> "Embedder":
     models = ReusableModels()
     plan, _ = _resolve_layer(plan, cache)
     embedder = models.build_embedder(plan.experiment, plan.presets)
-    embedder.head = _fit_embedder(plan, embedder, cache, {}, _Stopwatch(), models).head
+    control = StatesControl(plan.experiment)
+    outcome = _fit_embedder(plan, embedder, cache, control, {}, _Stopwatch(), models)
+    embedder.head = outcome.head
     return embedder
 
 
@@ -126,16 +139,16 @@ def _describe_inputs(plan: Plan, requested: Experiment) -> dict[str, Any]:
 
 # === The cutoff ===
 
-# Accuracies by cutoff, computed in this process: seeds, fusions and projections share them.
-_LAYER_SELECTIONS: dict[tuple, dict[str, float]] = {}
+# Scores of cutoffs, computed in this process: seeds, fusions and projections share them.
+_LAYER_SCORES: dict[tuple, "LayerScores"] = {}
 
 
-def _resolve_layer(plan: Plan, cache: "HiddenStateCache") -> tuple[Plan, dict[str, float] | None]:
-    """Resolve `llm_layers: auto`: the plan with a cutoff, and the accuracies it was selected by."""
+def _resolve_layer(plan: Plan, cache: "HiddenStateCache") -> tuple[Plan, dict[str, Any]]:
+    """The plan with a cutoff if it is to be selected, and a Result's fields that say by what."""
     if not plan.experiment.selects_layer():
-        return plan, None
+        return plan, {}
     reader = dataclasses.replace(
-        plan.experiment, kind="gemma_only", layer_pooling="mean", probe=False
+        gemma_only(plan.experiment), llm_layers="auto", layer_pooling="mean", probe=False
     )
     known = settings()
     key = (
@@ -143,15 +156,28 @@ def _resolve_layer(plan: Plan, cache: "HiddenStateCache") -> tuple[Plan, dict[st
         plan.inputs["llm_preset"],
         *((k, v) for k, v in reader.relevant_settings().items() if not known[k].fingerprinted),
     )
-    if key not in _LAYER_SELECTIONS:
-        _LAYER_SELECTIONS[key] = _score_layers(plan, reader, cache)
-    accuracies = _LAYER_SELECTIONS[key]
-    best = int(max(accuracies, key=accuracies.get))
-    experiment = dataclasses.replace(plan.experiment, llm_layers=best)
-    return dataclasses.replace(plan, experiment=experiment), accuracies
+    if key not in _LAYER_SCORES:
+        _LAYER_SCORES[key] = _score_layers(plan, reader, cache)
+    scores, is_cheapest = _LAYER_SCORES[key], plan.experiment.llm_layers == "cheapest"
+    cutoff = scores.cheapest() if is_cheapest else scores.best
+    logger.info(
+        "  cutoff %d of %d selected: a linear classifier's accuracy is %.3f",
+        cutoff,
+        len(scores.accuracies),
+        scores.accuracies[cutoff],
+    )
+    fields = {"layer_selection": _by_name(scores.accuracies)}
+    if is_cheapest:
+        fields["layer_p_values"] = _by_name(scores.p_values)
+    experiment = dataclasses.replace(plan.experiment, llm_layers=cutoff)
+    return dataclasses.replace(plan, experiment=experiment), fields
 
 
-def _score_layers(plan: Plan, reader: Experiment, cache: "HiddenStateCache") -> dict[str, float]:
+def _by_name(values: Mapping[int, float]) -> dict[str, float]:
+    return {str(cutoff): value for cutoff, value in values.items()}
+
+
+def _score_layers(plan: Plan, reader: Experiment, cache: "HiddenStateCache") -> "LayerScores":
     """How well a linear classifier reads the hidden states at each cutoff."""
     from embedder_helpers.experiments import probe
     from embedder_helpers.models.architectures import build_embedder
@@ -186,6 +212,7 @@ def _fit_embedder(
     plan: Plan,
     embedder: "Embedder",
     cache: "HiddenStateCache",
+    control: StatesControl,
     truncated: dict[str, bool],
     stopwatch: "_Stopwatch",
     models: "ReusableModels",
@@ -203,6 +230,8 @@ def _fit_embedder(
     states = None
     if embedder.gemma:
         states = cache.get_or_compute(embedder.gemma, tokens.gemma, embedder.specs)
+        control.fit(states.select(range(count)))
+        states = control.replace(states)
     stopwatch.stop("states")
     if experiment.kind == "gemma_only":
         embeddings = np.split(embedder.embed(states), [count])
@@ -268,7 +297,11 @@ def _train_model(
 
 
 def _embed(
-    embedder: "Embedder", texts: list[str], cache: "HiddenStateCache", truncated: dict[str, bool]
+    embedder: "Embedder",
+    texts: list[str],
+    cache: "HiddenStateCache",
+    control: StatesControl,
+    truncated: dict[str, bool],
 ) -> np.ndarray:
     """Embeddings `(texts, width)`, a chunk at a time; each distinct text is embedded once.
 
@@ -288,7 +321,7 @@ def _embed(
                 states = cache.lookup(embedder.gemma, tokens.gemma, embedder.specs)
             if states is None:
                 states = embedder.hidden_states(tokens)
-            inputs = embedder.prepare_inputs(tokens, states)
+            inputs = embedder.prepare_inputs(tokens, control.replace(states))
             embeddings[start : start + size] = embedder.embed(inputs)
     finally:
         if embedder.gemma:
@@ -339,6 +372,19 @@ def _score(
         "majority_baseline": protocol.majority_baseline(task.train.labels, labels),
         "deduplicated": deduplicated,
     }
+
+
+def _predict(
+    plan: Plan, head: "Head", evaluated: np.ndarray, validation: np.ndarray
+) -> Predictions:
+    """What the head says of the embeddings of the scored texts, and of the validation texts."""
+    return Predictions(
+        head.classes,
+        label_positions(head.classes, plan.labels(Subset.EVAL)),
+        head.logits(evaluated).astype("float32"),
+        label_positions(head.classes, plan.labels(Subset.VALIDATION)),
+        head.logits(validation).astype("float32"),
+    )
 
 
 class _Stopwatch:

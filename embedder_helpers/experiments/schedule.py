@@ -112,6 +112,7 @@ def _group_key(plan: Plan) -> tuple[Any, ...]:
         return ()
     return (
         preset.fingerprint,
+        preset.random_weights,
         experiment.max_tokens,
         experiment.stream_blocks,
         experiment.llm_dtype,

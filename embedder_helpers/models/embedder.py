@@ -62,7 +62,7 @@ class Head(NamedTuple):
 
     def predict(self, embeddings: np.ndarray) -> np.ndarray:
         """Labels `(texts,)` of embeddings `(texts, width)`; InputError if they are not finite."""
-        return self.classes[self._logits(embeddings).argmax(-1)]
+        return self.classes[self.logits(embeddings).argmax(-1)]
 
     def probabilities(self, embeddings: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """Class probabilities `(texts, classes)`; InputError as in `predict`.
@@ -71,9 +71,10 @@ class Head(NamedTuple):
             embeddings: `(texts, width)`.
             temperature: by which logits are divided; 1 leaves them as they are, not calibrated.
         """
-        return softmax(self._logits(embeddings) / temperature, axis=-1)
+        return softmax(self.logits(embeddings) / temperature, axis=-1)
 
-    def _logits(self, embeddings: np.ndarray) -> np.ndarray:
+    def logits(self, embeddings: np.ndarray) -> np.ndarray:
+        """Logits `(texts, classes)` of embeddings; InputError as in `predict`."""
         logits = embeddings @ self.kernel + self.bias
         if not np.isfinite(logits).all():  # else every text would get the first label
             raise InputError(

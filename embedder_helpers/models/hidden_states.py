@@ -238,9 +238,10 @@ class HiddenStateCache:
     def model_folder(self, gemma: Gemma) -> Path:
         """The folder of a model's hidden states."""
         version = environment.package_versions()["keras-hub"]
-        content = f"{FORMAT} {version} {gemma.preset.fingerprint} {gemma.dtype}".encode()
+        content = f"{FORMAT} {version} {gemma.preset.fingerprint} {gemma.dtype}"
+        content += " random" if gemma.preset.random_weights else ""
         name = re.sub(r"\W+", "_", Path(gemma.preset.name).name)
-        return self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
+        return self.folder / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def _token_bytes(self, gemma: Gemma, spec: HiddenStateSpec) -> int:
         return gemma.preset.width * np.dtype(spec.dtype).itemsize

@@ -29,6 +29,7 @@ SHARDS_FILE = "model.weights.json"  # which of several files holds a weight
 SHARD_NAME = re.compile(r"\w+\.weights\.h5")
 ROOTS = ("layers", "_layer_checkpoint_dependencies")  # the group of all layers; before Keras 3.3
 FLOATS = ("bfloat16", "float16", "float32", "float64")
+RANDOM_SEED = 33  # of random weights: one draw, which all experiments share
 LAYER_NAME = re.compile(r"\w*decoder_block(?:_(\d+))?/")
 
 
@@ -65,6 +66,11 @@ def open_weights(preset: Preset, num_layers: int, stream_blocks: bool) -> GemmaW
     Raises:
         InputError: layers cannot be streamed; the preset cannot be loaded.
     """
+    weights = _open_stored_weights(preset, num_layers, stream_blocks)
+    return RandomWeights(weights) if preset.random_weights else weights
+
+
+def _open_stored_weights(preset: Preset, num_layers: int, stream_blocks: bool) -> GemmaWeights:
     if stream_blocks:
         return FileWeights(preset)
     if not preset.handle.startswith("hf://"):
@@ -176,6 +182,62 @@ class BackboneWeights:
     def read_layer(self, index: int) -> dict[str, np.ndarray]:
         """A layer's weights by path."""
         return self._layers[index]
+
+
+class RandomWeights:
+    """Random weights in place of a Gemma's; see `GemmaWeights`.
+
+    Each array is replaced by normal draws of its own mean and standard deviation, the same ones at
+    every reading: what is left of the model is its shape, and the scale of its weights.
+
+    Args:
+        weights: those to replace.
+    """
+
+    def __init__(self, weights: GemmaWeights):
+        self._weights = weights
+        self.shape, self.num_layers = weights.shape, weights.num_layers
+        self.table = RandomTable(weights.table)
+        self.final_norm = _draw_like(weights.final_norm, (RANDOM_SEED,))
+
+    def read_layer(self, index: int) -> dict[str, np.ndarray]:
+        """A layer's random weights by path."""
+        stored = sorted(self._weights.read_layer(index).items())
+        return {
+            name: _draw_like(array, (RANDOM_SEED, index + 1, number))
+            for number, (name, array) in enumerate(stored)
+        }
+
+
+class RandomTable:
+    """A random embedding for each token, drawn when it is read: few of a vocabulary occur.
+
+    Args:
+        table: `(vocabulary, width)` embeddings to replace.
+    """
+
+    def __init__(self, table: np.ndarray):
+        self.shape = table.shape
+        rows = np.linspace(0, len(table) - 1, min(len(table), 4096)).astype(int)  # enough to tell
+        sample = table[rows].astype("float32")
+        self._mean, self._deviation = sample.mean(), sample.std()
+
+    def __getitem__(self, tokens: np.ndarray) -> np.ndarray:
+        """Embeddings `(…, width)` float32 of token ids."""
+        distinct, places = np.unique(tokens, return_inverse=True)
+        draws = [
+            np.random.default_rng((RANDOM_SEED, 0, token)).standard_normal(self.shape[1], "float32")
+            for token in distinct.tolist()
+        ]
+        values = self._mean + self._deviation * np.stack(draws)
+        return values[places].reshape(*np.shape(tokens), -1)
+
+
+def _draw_like(array: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+    """Normal draws of an array's shape, mean and standard deviation, in float32."""
+    values = np.asarray(array, "float32")
+    draws = np.random.default_rng(seed).standard_normal(values.shape, "float32")
+    return values.mean() + values.std() * draws
 
 
 def _dataset_files(preset: Preset) -> dict[str, tuple[Path, tuple[int, ...]]]:

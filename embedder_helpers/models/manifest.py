@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypedDict
 from embedder_helpers.config import BEFORE_SETTING_EXISTED, settings
 from embedder_helpers.errors import InputError, show, show_list
 from embedder_helpers.models.presets import ROLES
+from embedder_helpers.setting_rules import SELECTED
 from embedder_helpers.utils.json_files import CHECKSUM, check_checksum, with_checksum
 from embedder_helpers.utils.stored_values import Condition, between, check_fields, check_settings
 
@@ -123,8 +124,8 @@ def _check_consistency(manifest: Manifest) -> None:
         raise ValueError(f"format is {manifest.format}")
     if manifest.presets.keys() != set(roles):
         raise ValueError(f"presets has {show_list(manifest.presets)}, not those of its kind")
-    if "llm_preset" in roles and experiment["llm_layers"] == "auto":
-        raise ValueError("llm_layers is auto, but must be the layers that were selected")
+    if "llm_preset" in roles and experiment["llm_layers"] in SELECTED:
+        raise ValueError("llm_layers is a word, but must be the layers that were selected")
     if manifest.width != manifest.presets[roles[-1]]["width"] * (1 + _is_late(experiment)):
         raise ValueError(f"width is {manifest.width}, not that of its pretrained model")
     if classes is not None and not (

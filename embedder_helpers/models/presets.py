@@ -7,7 +7,7 @@ weights.
 import difflib
 import functools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Preset:
         num_layers: number of transformer layers.
         width: size of a hidden state.
         positions: maximum number of tokens; None if unlimited.
+        random_weights: whether its weights are replaced by random ones of their mean and standard
+            deviation.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Preset:
     num_layers: int
     width: int
     positions: int | None
+    random_weights: bool = False
 
 
 def find_presets(experiment: Experiment) -> dict[str, Preset]:
@@ -66,6 +69,8 @@ def find_presets(experiment: Experiment) -> dict[str, Preset]:
     presets = {role: find_preset(role, getattr(experiment, role)) for role in roles}
     if "llm_preset" in presets:
         resolve_cutoffs(experiment.llm_layers, presets["llm_preset"].num_layers)
+        if experiment.llm_control == "random_weights":
+            presets["llm_preset"] = replace(presets["llm_preset"], random_weights=True)
     if "slm_preset" in presets:
         _check_positions(experiment, presets["slm_preset"].positions)
     return presets

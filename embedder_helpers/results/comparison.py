@@ -188,7 +188,7 @@ def _baselines(
         key: group
         for key, group in comparable.items()
         if group[0].cutoffs in ([], hybrid.cutoffs)
-        or group[0].experiment["llm_layers"] == "auto"
+        or group[0].selects_layer()
     }
 
 
@@ -238,7 +238,7 @@ def is_comparable(hybrid: Result, other: Result) -> bool:
         hybrid: result of a hybrid, or of any embedder to compare with the baselines.
         other: result of any kind.
     """
-    kind, selected = other.experiment["kind"], other.experiment["llm_layers"] == "auto"
+    kind, selected = other.experiment["kind"], other.selects_layer()
     if kind == "hybrid" or _evaluation(hybrid) != _evaluation(other):
         return False
     probe = other.experiment.get("probe", False)

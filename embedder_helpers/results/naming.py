@@ -20,7 +20,7 @@ def embedder_name(result: Result) -> str:
     name = KIND_NAMES[kind]
     if result.cutoffs:
         layers = [f"1-{cutoff}" if cutoff > 1 else "1" for cutoff in result.cutoffs]
-        selected = ["selected"] if result.experiment["llm_layers"] == "auto" else []
+        selected = ["selected"] if result.selects_layer() else []
         name += f" [{', '.join(layers + selected)}]"
     if kind != "gemma_only" and not epochs:
         name += ", untrained"

@@ -148,7 +148,7 @@ def _recipes(results: Sequence[Result]) -> list[Recipe]:
     recipes = []
     for result, values in zip(results, relevant, strict=True):
         recipe = {name: value for name, value in values.items() if name in names}
-        if recipe.get("llm_layers", "auto") != "auto":  # 10 and -9 of 18 are the same
+        if "llm_layers" in recipe and not result.selects_layer():  # 10 and -9 of 18 are the same
             cutoffs = result.cutoffs
             recipe["llm_layers"] = str(cutoffs if len(cutoffs) > 1 else cutoffs[0])
         recipe["version"] = result.versions.get("embedder_helpers", "unknown")

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from embedder_helpers.config import Experiment, resolve_cutoffs, settings, stored_experiment
 from embedder_helpers.data.tasks import Task
 from embedder_helpers.errors import InputError, shorten, show
+from embedder_helpers.setting_rules import SELECTED
 from embedder_helpers.utils.json_files import CHECKSUM, check_checksum, read_json, write_json
 from embedder_helpers.utils.stored_values import between, check_fields, check_settings, having
 
@@ -97,7 +98,9 @@ class Result:
             variance of RoBERTa's embeddings on held-out tokens, and the selected `penalty`; None
             for other initializations.
         layer_selection: cross-validated accuracy of a linear classifier at each cutoff; None unless
-            `llm_layers` is `auto`.
+            `llm_layers` is `auto` or `cheapest`.
+        layer_p_values: p-value of each cutoff in the model confidence set of these classifiers;
+            those above 0.05 cannot be told from the best. None unless `llm_layers` is `cheapest`.
         deduplicated: scores without the evaluation texts that the train split contains too:
             `texts`, their number, and `scores`, `experiments` and `head` of the rest, if there is
             any; None without such texts.
@@ -122,8 +125,13 @@ class Result:
     inputs: Annotated[dict[str, str], having("task")]
     projection: dict[str, float] | None = None
     layer_selection: dict[str, Score] | None = None
+    layer_p_values: dict[str, Score] | None = None
     deduplicated: DeduplicatedFields | None = None
     parameters: Count | None = None
+
+    def selects_layer(self) -> bool:
+        """Whether the cutoff was selected by the hidden states."""
+        return self.experiment.get("llm_layers") in SELECTED
 
     def as_stored(self) -> dict[str, Any]:
         """The fields as a file spells them."""
@@ -166,7 +174,7 @@ class Result:
         if reads_gemma != bool(self.cutoffs):
             raise ValueError(f"cutoffs is {show(self.cutoffs)} for {self.experiment['kind']}")
         layers = stored_experiment(self.experiment).llm_layers
-        if reads_gemma and layers != "auto":
+        if reads_gemma and layers not in SELECTED:
             if resolve_cutoffs(layers, most) != tuple(self.cutoffs):
                 raise ValueError(f"cutoffs is {show(self.cutoffs)}, but llm_layers {show(layers)}")
         _check_means("scores", self.scores, self.scores_per_experiment)
@@ -219,13 +227,15 @@ def result_name(
     }
     relevant |= {"task": task.name, "samples_per_label": task.samples_per_label}
     if experiment.selects_layer():
-        parts.append("kauto")
+        parts.append(f"k{experiment.llm_layers}")
     elif num_layers is not None:
         cutoffs = resolve_cutoffs(experiment.llm_layers, num_layers)
         parts.append("k" + "+".join(map(str, cutoffs)))
         relevant["llm_layers"] = cutoffs  # 10 and -9 of 18 are the same cutoff
-    if experiment.kind != "gemma_only":
-        parts.append(f"seed{experiment.seed}" if experiment.epochs else "untrained")
+    if experiment.kind != "gemma_only" and not experiment.epochs:
+        parts.append("untrained")
+    elif experiment.kind != "gemma_only" or "seed" in relevant:
+        parts.append(f"seed{experiment.seed}")
     content = json.dumps([relevant, dict(inputs), FIGURES_SINCE], sort_keys=True).encode()
     stem = "-".join(parts)[:MAX_STEM].rstrip("+-")
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.json"

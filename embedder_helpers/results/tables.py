@@ -235,7 +235,7 @@ def _long_row(result: Result) -> dict[str, Any]:
         "seconds": result.seconds["total"],
         "layer_number": "+".join(map(str, _layer_numbers(result))),
         "projection_explained": (result.projection or {}).get("explained"),
-        "cutoff_selected": experiment["llm_layers"] == "auto",
+        "cutoff_selected": result.selects_layer(),
         "duplicate_texts": (result.deduplicated or {}).get("texts", 0),
         "task_source": data_source(result),
         "task_path": local_path(result),

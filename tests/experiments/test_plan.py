@@ -3,12 +3,13 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from made_task import experiment, write_task
 
 from embedder_helpers.data.tasks import load_task
 from embedder_helpers.errors import InputError
-from embedder_helpers.experiments.plan import Subset, plan_experiment, select_rows
+from embedder_helpers.experiments.plan import Subset, plan_all, plan_experiment, select_rows
 
 
 @pytest.fixture
@@ -45,6 +46,41 @@ def test_max_train_texts_below_the_number_of_labels_is_an_error(plan, task_folde
     append_row(task_folder / "train.jsonl", "The only text of a third label.", 2)
     with pytest.raises(InputError, match="max_train_texts is 2, .* at least 3"):
         plan(kind="roberta_only", max_train_texts=2)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "roberta_only"])
+def test_texts_per_label_are_nested_draws_by_the_seed_alone(kind, plan):
+    drawn = {}
+    for seed in (1, 2):
+        for count in (1, 3, 8, 99):
+            rows = plan(kind=kind, train_texts_per_label=count, seed=seed).rows
+            drawn[seed, count] = set(rows[Subset.TRAIN].tolist())
+            labels = plan(kind=kind).task.train.labels[rows[Subset.TRAIN]]
+            assert np.bincount(labels).tolist() == [min(count, 20)] * 2
+            assert len(rows[Subset.VALIDATION]) == 2 * min(count, 6)
+        assert drawn[seed, 1] < drawn[seed, 3] < drawn[seed, 8] < drawn[seed, 99]
+    assert drawn[1, 3] != drawn[2, 3]
+    other = plan(kind="gemma_only", probe=True, train_texts_per_label=3, seed=1)
+    assert set(other.rows[Subset.TRAIN].tolist()) == drawn[1, 3] and "-seed1-" in other.path.name
+
+
+def test_texts_per_label_do_not_limit_the_protocol(plan):
+    few, all_texts = plan(train_texts_per_label=1).rows, plan().rows
+    for subset in (Subset.PROTOCOL_TRAIN, Subset.EVAL):
+        np.testing.assert_array_equal(few[subset], all_texts[subset])
+
+
+def test_two_limits_of_the_training_texts_are_an_error(plan):
+    with pytest.raises(InputError, match="max_train_texts and train_texts_per_label"):
+        plan(max_train_texts=10, train_texts_per_label=2)
+
+
+def test_an_experiment_that_is_wanted_twice_saves_what_either_saves(task_folder, tmp_path):
+    wanted = [{"save_embedder": "with_gemma"}, {"save_embedder": True}, {"save_predictions": True}]
+    plans = plan_all([experiment(task_folder, **one) for one in wanted], tmp_path)
+    assert len(plans) == 1
+    assert plans[0].experiment.save_embedder == "with_gemma"
+    assert plans[0].experiment.save_predictions
 
 
 def test_a_label_that_the_validation_split_lacks_cannot_be_trained_on_there(plan, task_folder):

@@ -1,7 +1,6 @@
 """Probes: the layer that a linear classifier reads best, and the head of Gemma alone."""
 
 import dataclasses
-import logging
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from embedder_helpers.config import Experiment
 from embedder_helpers.experiments import probe as probe_module
 from embedder_helpers.experiments import run as run_module
 from embedder_helpers.experiments.plan import Subset, plan_experiment
-from embedder_helpers.experiments.probe import fit_probe, score_layers
+from embedder_helpers.experiments.probe import LayerScores, fit_probe, score_layers
 from embedder_helpers.experiments.sweep import run_experiments
 from embedder_helpers.models.architectures import GemmaOnly
 from embedder_helpers.models.batching import from_lengths
@@ -60,13 +59,18 @@ def score_made_states(labels, informative=3, **options):
 
 
 @pytest.mark.parametrize("informative", [1, 3, 4])
-def test_the_cutoff_whose_states_hold_the_label_has_the_highest_accuracy(informative, caplog):
-    caplog.set_level(logging.INFO, "embedder_helpers")
-    _, accuracies = score_made_states(np.arange(60) % 2, informative)
-    assert list(accuracies) == ["1", "2", "3", "4"]
-    best = accuracies.pop(str(informative))
+def test_the_cutoff_whose_states_hold_the_label_is_the_best_and_alone_in_its_set(informative):
+    _, scores = score_made_states(np.arange(60) % 2, informative)
+    accuracies = dict(scores.accuracies)
+    assert list(accuracies) == [1, 2, 3, 4] and scores.best == scores.cheapest() == informative
+    best = accuracies.pop(informative)
     assert best > 0.75 > max(accuracies.values())
-    assert f"cutoff {informative} of 4" in caplog.text and f"{best:.3f}" in caplog.text
+    assert [cutoff for cutoff, p in scores.p_values.items() if p > 0.05] == [informative]
+
+
+def test_the_cheapest_of_cutoffs_that_nothing_tells_apart_is_the_first():
+    _, scores = score_made_states(np.arange(60) % 2, informative=None)
+    assert scores.cheapest() == 1 and max(scores.p_values.values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -75,11 +79,11 @@ def test_the_cutoff_whose_states_hold_the_label_has_the_highest_accuracy(informa
 @pytest.mark.filterwarnings("ignore:The least populated class:UserWarning")
 def test_accuracies_are_those_of_scikit_learns_cross_validation(rare, folds):
     labels = np.array(["no"] * 30 + ["yes"] * rare)
-    states, accuracies = score_made_states(labels == "yes")
+    states, scores = score_made_states(labels == "yes")
     for spec in SPECS:
         split = StratifiedKFold(folds, shuffle=True, random_state=42)
         expected = cross_val_score(RidgeClassifier(), states.embeddings[spec], labels, cv=split)
-        assert accuracies[str(spec.cutoff)] == pytest.approx(expected.mean())
+        assert scores.accuracies[spec.cutoff] == pytest.approx(expected.mean())
 
 
 def test_the_hidden_states_of_all_cutoffs_are_computed_in_one_forward_pass():
@@ -114,7 +118,7 @@ def test_a_probe_has_the_penalty_with_the_highest_validation_accuracy(seed, best
 
 @pytest.fixture(autouse=True)
 def no_earlier_selections(monkeypatch):
-    monkeypatch.setattr(run_module, "_LAYER_SELECTIONS", {})
+    monkeypatch.setattr(run_module, "_LAYER_SCORES", {})
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,9 @@ def cache(tmp_path_factory):
 
 def select_layer(experiment, cache, folder):
     """The accuracies by which an experiment's cutoff is selected."""
-    return run_module._resolve_layer(plan_experiment(experiment, folder), cache)[1]
+    return run_module._resolve_layer(plan_experiment(experiment, folder), cache)[1][
+        "layer_selection"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "gemma_only"])
@@ -187,7 +193,7 @@ def test_experiments_that_differ_only_after_the_hidden_states_share_a_selection(
 
     def record(plan, reader, cache):
         computed.append(plan)
-        return {"3": 0.5}
+        return LayerScores({3: 0.5}, np.ones((1, 4), bool))
 
     monkeypatch.setattr(run_module, "_score_layers", record)
     same = [
@@ -195,8 +201,15 @@ def test_experiments_that_differ_only_after_the_hidden_states_share_a_selection(
         {"kind": "hybrid"},
         {"kind": "hybrid", "seed": 7, "fusion": "add"},
         {"kind": "hybrid", "layer_pooling": "learned"},
+        {"kind": "hybrid", "llm_layers": "cheapest"},
+        {"kind": "hybrid", "llm_control": "shuffled"},
     ]
-    others = [{"pooling": "max"}, {"max_train_texts": 12}, {"final_norm": "none"}]
+    others = [
+        {"pooling": "max"},
+        {"max_train_texts": 12},
+        {"final_norm": "none"},
+        {"llm_control": "random_weights"},
+    ]
     for settings in same + others:
         select_layer(auto(weather, **settings), cache, tmp_path)
     assert len(computed) == 1 + len(others)
@@ -205,5 +218,5 @@ def test_experiments_that_differ_only_after_the_hidden_states_share_a_selection(
 def test_a_hybrid_with_learned_pooling_selects_a_single_cutoff(weather, cache, tmp_path):
     learned = auto(weather, kind="hybrid", layer_pooling="learned")
     accuracies = select_layer(learned, cache, tmp_path)
-    run_module._LAYER_SELECTIONS.clear()
+    run_module._LAYER_SCORES.clear()
     assert accuracies == select_layer(auto(weather, kind="hybrid"), cache, tmp_path)

@@ -28,6 +28,11 @@ from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.models.layers import Standardize
 from embedder_helpers.models.text_model import TextModel
 from embedder_helpers.models.tokenization import tokenize
+from embedder_helpers.results.predictions import (
+    predictions_path,
+    read_predictions,
+    write_predictions,
+)
 from embedder_helpers.results.result import embedder_folder, read_result
 
 pytestmark = pytest.mark.usefixtures("fast_experiments")
@@ -430,3 +435,54 @@ def test_a_real_gemma_has_its_known_scores(
     result = run(gemma, tmp_path)
     assert result.scores["accuracy"] == pytest.approx(accuracy, abs=0.005)
     assert result.scores["f1"] == pytest.approx(f1, abs=0.005)
+
+
+# === Controls and predictions ===
+
+
+@pytest.mark.parametrize("control", ["random_weights", "shuffled", "noise"])
+def test_a_control_predicts_otherwise_than_the_hybrid_and_always_the_same(control, task, tmp_path):
+    def logits(folder, **settings):
+        run(experiment(task, save_predictions=True, **settings), tmp_path / folder)
+        (path,) = (tmp_path / folder).glob("weather-*.json")
+        return read_predictions(path).logits
+
+    first, again = (logits(folder, llm_control=control) for folder in ("first", "again"))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, logits("hybrid"), atol=1e-3)
+
+
+def test_the_saved_predictions_are_those_of_the_saved_embedder(task, tmp_path):
+    saved = experiment(task, save_predictions=True, save_embedder=True)
+    result = run(saved, tmp_path)
+    (path,) = tmp_path.glob("weather-*.json")
+    predictions = read_predictions(path)
+    assert predictions.right.mean() == result.head["accuracy"]
+    embedder, plan = load_embedder(embedder_folder(path)), plan_experiment(saved, tmp_path)
+    for subset, labels, logits in (
+        (Subset.EVAL, predictions.labels, predictions.logits),
+        (Subset.VALIDATION, predictions.validation_labels, predictions.validation_logits),
+    ):
+        assert predictions.classes[labels].tolist() == plan.labels(subset).tolist()
+        expected = embedder.head.logits(embedder.encode(plan.texts(subset)))
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged", "of another result"])
+def test_a_result_without_its_predictions_is_not_finished(damage, task, tmp_path):
+    saved = experiment(task, save_predictions=True)
+    plain = dataclasses.replace(saved, save_predictions=False)
+    run(saved, tmp_path)
+    plan = plan_experiment(saved, tmp_path)
+    assert plan.is_finished()
+    path = predictions_path(plan.path)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        predictions = read_predictions(plan.path)
+        other = predictions._replace(labels=(predictions.labels + 1) % 2)
+        write_predictions(other, plan.path)
+    assert not plan.is_finished()
+    assert plan_experiment(plain, tmp_path).is_finished()

@@ -16,6 +16,7 @@ from embedder_helpers.errors import InputError
 from embedder_helpers.models import gemma as gemma_module
 from embedder_helpers.models import layer_weights, presets
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
+from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.models.layer_weights import SHARDS_FILE, WEIGHTS_FILE, FileWeights
 
 
@@ -326,3 +327,56 @@ def test_weights_that_are_not_finite_are_an_error_that_names_the_preset(preset_c
     change_layers(path, lambda groups: damage(groups[fifth_layer(groups)]))
     with pytest.raises(InputError, match=f"'{preset.name}'.*not finite"):
         Gemma(preset, True, "float32").hidden_states(token_ids(), [HiddenStateSpec(5, "rms")])
+
+
+# Random weights
+
+
+@functools.cache
+def random_preset():
+    return dataclasses.replace(TINY, random_weights=True)
+
+
+def test_random_weights_have_the_shapes_and_scales_of_the_stored_ones_and_nothing_else():
+    random = layer_weights.open_weights(random_preset(), 2, stream_blocks=False)
+    arrays, stored = random.read_layer(1), weights().read_layer(1)
+    assert arrays.keys() == stored.keys()
+    for name, array in arrays.items():
+        expected = stored[name].astype("float32")
+        assert array.shape == expected.shape
+        if array.size > 1000:
+            assert array.mean() == pytest.approx(expected.mean(), abs=0.1 * float(expected.std()))
+            assert array.std() == pytest.approx(expected.std(), rel=0.1)
+            assert abs(np.corrcoef(array.ravel(), expected.ravel())[0, 1]) < 0.1
+
+
+def test_random_weights_are_the_same_at_every_reading_and_differ_between_layers():
+    random = layer_weights.open_weights(random_preset(), 2, stream_blocks=True)
+    first, again, other = random.read_layer(0), random.read_layer(0), random.read_layer(1)
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+        assert not np.array_equal(first[name], other[name])
+
+
+def test_random_embeddings_belong_to_their_tokens():
+    table = layer_weights.open_weights(random_preset(), 1, stream_blocks=False).table
+    tokens = np.array([[5, 9, 5], [7, 9, 0]])
+    values = table[tokens]
+    assert values.shape == (2, 3, TINY.width) and values.dtype == np.float32
+    np.testing.assert_array_equal(values[0, 0], values[0, 2])
+    np.testing.assert_array_equal(values[0, 1], values[1, 1])
+    np.testing.assert_array_equal(table[np.array([7])][0], values[1, 0])
+    assert not np.array_equal(values[0, 0], values[0, 1])
+
+
+def test_a_gemma_with_random_weights_has_hidden_states_of_its_own(tmp_path):
+    ids = token_ids()
+    spec = HiddenStateSpec(2, "rms")
+    random, true = Gemma(random_preset()), Gemma(TINY)
+    states = random.hidden_states(ids, [spec])
+    assert np.isfinite(states.values).all()
+    assert not np.allclose(states.values, true.hidden_states(ids, [spec]).values, atol=0.1)
+    cache = HiddenStateCache(tmp_path)
+    cache.get_or_compute(true, ids, [spec])
+    assert cache.lookup(random, ids, [spec]) is None
+    np.testing.assert_array_equal(cache.get_or_compute(random, ids, [spec]).text(1), states.text(1))

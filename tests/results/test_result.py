@@ -3,17 +3,19 @@ import json
 import os
 import re
 import shutil
+import types
 from pathlib import Path
 
 import pytest
 from made_results import TRAINED, result
 from made_task import experiment
 
-from embedder_helpers.config import Experiment
+from embedder_helpers.config import Experiment, stored_experiment
 from embedder_helpers.data.tasks import load_task
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.plan import plan_experiment
 from embedder_helpers.results.result import (
+    FIGURES_SINCE,
     STORED_NAMES,
     Result,
     read_result,
@@ -24,7 +26,7 @@ from embedder_helpers.utils.json_files import write_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 FOLDERS = sorted({path.parent.relative_to(RESULTS) for path in RESULTS.rglob("*-????????.json")})
-NEWER_FIELDS = ("projection", "choice", "unrepeated", "parameters")
+NEWER_FIELDS = ("projection", "choice", "layer_p_values", "unrepeated", "parameters")
 
 
 def test_a_result_is_read_back_as_it_was_written(tmp_path):
@@ -208,18 +210,12 @@ def test_committed_results_are_read_and_stored_with_their_own_keys(folder):
         assert all(stored[key] is None for key in stored.keys() - content.keys()), path
 
 
-def test_a_file_that_has_all_keys_is_written_again_as_it_was_with_a_checksum(tmp_path):
-    keys = {STORED_NAMES.get(field.name, field.name) for field in dataclasses.fields(Result)}
-    complete = [
-        path
-        for path in (RESULTS / "pretraining").glob("*.json")
-        if json.loads(path.read_text(encoding="utf-8")).keys() == keys
-    ]
-    assert complete
-    for path in complete:
+def test_a_file_is_written_again_as_it_was_with_newer_fields_and_a_checksum(tmp_path):
+    newer = {STORED_NAMES.get(name, name): None for name in NEWER_FIELDS}
+    for path in (RESULTS / "pretraining").glob("*.json"):
         write_result(read_result(path), tmp_path / path.name)
-        before, after = path.read_text(), (tmp_path / path.name).read_text()
-        assert after.startswith(before.removesuffix("\n}\n") + ',\n "checksum": "')
+        before, after = (json.loads(file.read_text()) for file in (path, tmp_path / path.name))
+        assert after.pop("checksum") and after == newer | before
 
 
 def test_fields_have_clearer_names_than_the_keys_of_files():
@@ -277,6 +273,21 @@ def test_a_release_keeps_names_and_a_change_of_figures_changes_them(
     assert name_of(tmp_path, task_folder, kind="gemma_only") == before
     monkeypatch.setattr("embedder_helpers.results.result.FIGURES_SINCE", "99.0")
     assert name_of(tmp_path, task_folder, kind="gemma_only") != before
+
+
+def test_committed_results_have_the_names_that_their_experiments_get():
+    found = 0
+    for path in RESULTS.glob("*/*.json"):
+        result = read_result(path)
+        if result is None or result.versions["embedder_helpers"] < FIGURES_SINCE:
+            continue
+        found += 1
+        settings = stored_experiment(result.experiment)
+        data = types.SimpleNamespace(
+            name=result.task["name"], samples_per_label=result.task["samples_per_label"]
+        )
+        assert result_name(settings, data, result.num_layers, result.inputs) == path.name
+    assert found > 100
 
 
 @pytest.mark.parametrize(
