@@ -41,6 +41,7 @@ from embedder_helpers.models.layers import (
     fuse_late,
     pool,
 )
+from embedder_helpers.models.manifest import CHEAP_FOLDER
 from embedder_helpers.models.presets import ROLES, Preset, find_presets
 from embedder_helpers.models.projection import (
     RidgeMap,
@@ -134,6 +135,8 @@ def load_embedder(
     shapes = embedder.array_shapes(len(manifest.classes or ()))
     embedder.load_weights(saving.read_arrays(folder, shapes), manifest.classes)
     embedder.result = manifest.result
+    if manifest.cheap_temperature is not None:
+        embedder.attach(load_embedder(folder / CHEAP_FOLDER), manifest.cheap_temperature)
     return embedder
 
 
@@ -260,7 +263,8 @@ class Hybrid(RobertaOnly):
     def prepare(self, experiment: Experiment, presets: dict[str, Preset]) -> None:
         """Set also Gemma, which differs between embedders of one architecture, and its cutoffs."""
         super().prepare(experiment, presets)
-        self.__dict__.pop("without_gemma", None)
+        for cached in ("without_gemma", "after_standardizing"):
+            self.__dict__.pop(cached, None)
         preset = presets["llm_preset"]
         settings = preset, experiment.stream_blocks, experiment.llm_dtype
         if not self.gemma or self.gemma.settings != settings:
@@ -301,23 +305,38 @@ class Hybrid(RobertaOnly):
         """The same fine-tuned RoBERTa on the text's own token embeddings."""
         return RobertaOnly(self.experiment, self.presets, (self.roberta, self.tokenizer))
 
-    def predict(self, texts: str | Sequence[str]) -> pd.DataFrame:
-        """Classify texts with the head, and show what Gemma changed.
+    @functools.cached_property
+    @own_keras_state()
+    def after_standardizing(self) -> TextModel:
+        """The model from standardized hidden states on, which are float32.
+
+        In these, 0 is exactly the average state, which the model's own inputs could only round to.
+        In place of `inputs` its input is called `standardize.output.name`; the others are the same.
+        """
+        inputs = {name: self.model.input[name] for name in self.model.input if name != "inputs"}
+        states = self.standardize.output
+        return TextModel(inputs | {states.name: states}, self.model.output)
+
+    def predict(self, texts: str | Sequence[str], cascade: float | None = None) -> pd.DataFrame:
+        """Classify texts with the head, and show what Gemma changed, or classify in a cascade.
 
         Args:
             texts: a list of texts, or a single text.
+            cascade: as in `Embedder.predict`.
 
         Returns:
-            The columns of `Embedder.predict`; `label_without_gemma`, the label of the same RoBERTa
-            and head for the text's own token embeddings (with late fusion beside the embedding of
-            an average hidden state); and `moved_by_gemma`, the total variation
-            distance between the two class distributions, from 0 to 1. Costs one more forward pass
-            of RoBERTa.
+            The columns of `Embedder.predict`; unless in a cascade, `label_without_gemma`, the label
+            of the same RoBERTa and head for the text's own token embeddings (with late fusion
+            beside the embedding of an average hidden state), and `moved_by_gemma`, the total
+            variation distance between the two class distributions, from 0 to 1. These cost one
+            more forward pass of RoBERTa.
 
         Raises:
-            InputError: there is no head; an invalid text.
+            InputError: there is no head; an invalid text; as in `Embedder.predict` in a cascade.
         """
-        table = super().predict(texts)
+        table = super().predict(texts, cascade)
+        if cascade is not None:
+            return table
         with_gemma = table[[f"p({label})" for label in self.head.classes]].to_numpy()
         embeddings = self.without_gemma.encode(table["text"].tolist())
         without = self.head.probabilities(self._beside_average(embeddings))

@@ -31,8 +31,10 @@ from embedder_helpers.models.batching import (
     MultiLayerStates,
     RaggedArray,
 )
+from embedder_helpers.models.cascade import CheapClassifier, answer, check_cheap
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
 from embedder_helpers.models.layers import NEW_LAYERS, initialize
+from embedder_helpers.models.manifest import CHEAP_FOLDER
 from embedder_helpers.models.presets import Preset, from_preset
 from embedder_helpers.models.shapes import count_parameters
 from embedder_helpers.models.text_model import forward_batches
@@ -63,9 +65,14 @@ class Head(NamedTuple):
         """Labels `(texts,)` of embeddings `(texts, width)`; InputError if they are not finite."""
         return self.classes[self.logits(embeddings).argmax(-1)]
 
-    def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
-        """Class probabilities `(texts, classes)`, not calibrated; InputError as in `predict`."""
-        return softmax(self.logits(embeddings), axis=-1)
+    def probabilities(self, embeddings: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """Class probabilities `(texts, classes)`; InputError as in `predict`.
+
+        Args:
+            embeddings: `(texts, width)`.
+            temperature: by which logits are divided; 1 leaves them as they are, not calibrated.
+        """
+        return softmax(self.logits(embeddings) / temperature, axis=-1)
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
         """Logits `(texts, classes)` of embeddings; InputError as in `predict`."""
@@ -85,6 +92,7 @@ class Embedder:
         experiment: settings from which it was built.
         presets: pretrained models, by the setting that names them.
         head: classifier left by training; None if there is none.
+        cheap: classifier that answers before it in a cascade; None if none is attached.
         result: fields of the result file it was loaded with; None if there is none.
         license: of a ready encoder, as its model card names it; None if unknown.
         packages: names of packages that it depends on besides those of all embedders.
@@ -100,6 +108,7 @@ class Embedder:
     experiment: Experiment
     presets: dict[str, Preset]
     head: Head | None = None
+    cheap: CheapClassifier | None = None
     result: dict[str, Any] | None = None
     license: str | None = None
     packages: tuple[str, ...] = ()
@@ -115,7 +124,7 @@ class Embedder:
     def prepare(self, experiment: Experiment, presets: dict[str, Preset]) -> None:
         """Set all that an experiment determines besides the architecture and pretrained weights."""
         self.experiment, self.presets = experiment, presets
-        self.head = self.result = None
+        self.head = self.cheap = self.result = None
         self.max_tokens = self.longest = experiment.max_tokens
         initialize(self.model.layers, experiment.seed)
 
@@ -218,18 +227,38 @@ class Embedder:
             embeddings[start : start + CHUNK] = self.embed(inputs, batch_size)
         return embeddings
 
-    def predict(self, texts: str | Sequence[str]) -> pd.DataFrame:
-        """Classify texts with the head.
+    def attach(self, cheap: "Embedder", temperature: float = 1.0) -> None:
+        """Attach a cheap classifier, which `predict` asks first in a cascade; `save` keeps it.
+
+        Args:
+            cheap: RoBERTa alone with a head of the same labels; it replaces one attached before.
+            temperature: by which its logits are divided, so that its probabilities are calibrated:
+                what `results.cascade.fit_temperature` finds on validation texts.
+
+        Raises:
+            InputError: one of the two is no classifier; Gemma is in the cheap one, or not in this
+                one; other labels; a temperature that is no positive number.
+        """
+        self.cheap = check_cheap(self, cheap, temperature)
+
+    def predict(self, texts: str | Sequence[str], cascade: float | None = None) -> pd.DataFrame:
+        """Classify texts with the head, or in a cascade.
 
         Args:
             texts: a list of texts, or a single text.
+            cascade: probability, from 0 to 1, at which the attached cheap classifier is sure of its
+                label: texts of which it is answers it alone, and only the others pass through
+                Gemma. None: the head classifies all.
 
         Returns:
             A row per text: `text`, `label`, and `p(…)`, the probability of each class, which is
-            not calibrated.
+            not calibrated. In a cascade also `answered_by`, the kind of the embedder that answered,
+            and `confidence`, the cheap one's calibrated probability of its own label; where it
+            answered, the probabilities are calibrated.
 
         Raises:
-            InputError: there is no head; an invalid text, as in `encode`.
+            InputError: there is no head; an invalid text, as in `encode`; in a cascade, no cheap
+                classifier is attached, or the probability is none.
         """
         if self.head is None:
             raise InputError(
@@ -237,10 +266,15 @@ class Embedder:
                 "and encoder_only, probe: true) and save it again"
             )
         texts = [texts] if isinstance(texts, str) else as_list(texts)
-        probabilities = self.head.probabilities(self.encode(texts)).astype("float64")
+        more: dict[str, np.ndarray] = {}
+        if cascade is None:
+            probabilities = self.head.probabilities(self.encode(texts)).astype("float64")
+        else:
+            more = answer(self, self.cheap, texts, cascade)
+            probabilities = more.pop("probabilities")
         columns = {"text": texts, "label": self.head.classes[probabilities.argmax(-1)]}
         columns |= {f"p({label})": probabilities[:, i] for i, label in enumerate(self.head.classes)}
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns | more)
 
     def __copy__(self) -> "Embedder":  # a shallow one, which shares the models
         copied = object.__new__(type(self))
@@ -263,7 +297,7 @@ class Embedder:
         """Save to a folder that `load_embedder` reads; a saved embedder there is replaced.
 
         Costs the bytes of RoBERTa's weights in float32, and with Gemma those of its kept layers
-        and embedding table.
+        and embedding table; with an attached cheap classifier those of its RoBERTa besides.
 
         Args:
             folder: target folder.
@@ -279,23 +313,37 @@ class Embedder:
         """
 
         def write(part: Path) -> None:
-            if self.roberta:
-                _save_preset(part / "roberta", self.roberta, self.tokenizer)
-            if self.gemma and (with_gemma or self._was_loaded_with_gemma()):
-                self._save_gemma(part / "gemma")
-            saving.write_arrays(part, self._arrays())
-            experiment = self._portable_experiment().as_dict()
-            saving.write_manifest(
-                part,
-                {name: experiment[name] for name, setting in settings().items() if setting.saved},
-                self.presets,
-                classes=self.head.classes.tolist() if self.head else None,
-                width=self.width,
-                result=result or self.result,
-            )
+            self._write(part, with_gemma, result)
 
-        num_bytes = 4 * self.roberta.count_params() + PRESET_BYTES if self.roberta else 0
+        num_bytes = self._saved_bytes()
+        if self.cheap:
+            num_bytes += self.cheap.embedder._saved_bytes()
         return saving.save_folder(folder, write, num_bytes)
+
+    def _saved_bytes(self) -> int:
+        """Bytes that the folder takes at least, without Gemma and a cheap classifier."""
+        return 4 * self.roberta.count_params() + PRESET_BYTES if self.roberta else 0
+
+    def _write(self, part: Path, with_gemma: bool, result: dict[str, Any] | None) -> None:
+        """Write the content of a saved embedder's folder into an empty one."""
+        if self.roberta:
+            _save_preset(part / "roberta", self.roberta, self.tokenizer)
+        if self.gemma and (with_gemma or self._was_loaded_with_gemma()):
+            self._save_gemma(part / "gemma")
+        if self.cheap:
+            (part / CHEAP_FOLDER).mkdir()
+            self.cheap.embedder._write(part / CHEAP_FOLDER, with_gemma=False, result=None)
+        saving.write_arrays(part, self._arrays())
+        experiment = self._portable_experiment().as_dict()
+        saving.write_manifest(
+            part,
+            {name: experiment[name] for name, setting in settings().items() if setting.saved},
+            self.presets,
+            classes=self.head.classes.tolist() if self.head else None,
+            width=self.width,
+            result=result or self.result,
+            cheap_temperature=self.cheap.temperature if self.cheap else None,
+        )
 
     def push_to_hub(self, address: str, **options: Any) -> str:
         """Upload to Hugging Face or Kaggle with a model card; see `sharing.publish.push_to_hub`.

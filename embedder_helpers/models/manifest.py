@@ -15,15 +15,17 @@ from embedder_helpers.errors import InputError, show, show_list
 from embedder_helpers.models.presets import ROLES
 from embedder_helpers.setting_rules import SELECTED
 from embedder_helpers.utils.json_files import CHECKSUM, check_checksum, with_checksum
-from embedder_helpers.utils.stored_values import between, check_fields, check_settings
+from embedder_helpers.utils.stored_values import Condition, between, check_fields, check_settings
 
 FORMAT = 1  # raised when a folder's content changes
 ARRAYS_FILE = "joint.safetensors"
 PRESET_FOLDERS = {"llm_preset": "gemma", "slm_preset": "roberta"}
+CHEAP_FOLDER = "cheap"  # the embedder that answers first in a cascade
 # Settings that saving changes, so that they hold for a truncated Gemma and in another folder.
 CHANGED_SETTINGS = ("llm_preset", "slm_preset", "llm_layers", "final_norm", "projection_start")
 
 Width = Annotated[int, between(1)]
+Temperature = Annotated[float, Condition("a number above 0", lambda value: value > 0)]
 
 
 class PresetFields(TypedDict):
@@ -48,6 +50,7 @@ class Manifest:
         result: fields of the result file of its run; None if there was none.
         files: SHA-256 of every other file, by its path in the folder.
         revision: hash of the content, eight hexadecimal digits.
+        cheap_temperature: temperature of the cheap classifier in its folder; None if there is none.
     """
 
     format: int = FORMAT
@@ -59,6 +62,7 @@ class Manifest:
     result: dict[str, Any] | None = None
     files: dict[str, str]
     revision: str = ""
+    cheap_temperature: Temperature | None = None
 
     def as_json(self) -> str:
         """The content of `embedder.json`, with its checksum."""
@@ -131,6 +135,9 @@ def _check_consistency(manifest: Manifest) -> None:
     needed = {ARRAYS_FILE} | ({"roberta/config.json"} if "slm_preset" in roles else set())
     if missing := needed - manifest.files.keys():
         raise ValueError(f"files has no {min(missing)}")
+    has_cheap = f"{CHEAP_FOLDER}/embedder.json" in manifest.files
+    if has_cheap != (manifest.cheap_temperature is not None):
+        raise ValueError(f"cheap_temperature is {manifest.cheap_temperature}, against its files")
     if manifest.result is not None:
         _check_against_result(experiment, manifest.result)
 

@@ -5,6 +5,7 @@
     roberta/            a Keras preset of the fine-tuned RoBERTa, tokenizer included
     joint.safetensors   the layers around it: standardization, layer weights, projection, head
     gemma/              on request, a Keras preset of the truncated Gemma; else it is loaded by name
+    cheap/              the embedder attached for a cascade, if there is one: such a folder itself
 
 No pickle. This module knows folders, arrays and the manifest; what an embedder is made of is left
 to `embedder` and `architectures`.
@@ -27,6 +28,7 @@ import safetensors.numpy
 from embedder_helpers.errors import InputError, show, show_list
 from embedder_helpers.models.manifest import (
     ARRAYS_FILE,
+    CHEAP_FOLDER,
     PRESET_FOLDERS,
     Manifest,
     check_manifest,
@@ -39,7 +41,7 @@ from embedder_helpers.utils.json_files import read_json
 from embedder_helpers.utils.replacing import replace_folder
 
 MANIFEST_FILE = "embedder.json"
-OWN_NAMES = {MANIFEST_FILE, ARRAYS_FILE, *PRESET_FOLDERS.values()}
+OWN_NAMES = {MANIFEST_FILE, ARRAYS_FILE, CHEAP_FOLDER, *PRESET_FOLDERS.values()}
 OWN_FOLDER = re.compile("embedder-.+-[0-9a-f]{8}")  # beside a result
 MAX_BYTES = 2**24  # of the manifest
 
@@ -159,6 +161,7 @@ def write_manifest(
     classes: list[Any] | None,
     width: int,
     result: dict[str, Any] | None,
+    cheap_temperature: float | None = None,
 ) -> None:
     """Write `embedder.json`, with a checksum of every other file in the folder and of itself.
 
@@ -180,6 +183,7 @@ def write_manifest(
         result=result,
         files=files,
         revision=hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8],
+        cheap_temperature=cheap_temperature,
     )
     try:
         check_manifest(manifest)

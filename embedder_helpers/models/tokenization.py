@@ -113,6 +113,37 @@ def align_tokens(
     return from_lengths(np.minimum(found, last), slm_ends.lengths)
 
 
+def token_spans(
+    texts: Sequence[str], tokenizer: Any, ids: RaggedArray, truncated: np.ndarray
+) -> RaggedArray:
+    """Where each token is in its text: from which character to before which one, `(tokens, 2)`.
+
+    Spans follow one another without gaps, so that they reproduce a text that is not truncated, and
+    the beginning of one that is. White space belongs to the token after it, at the end of a text to
+    the last one; of tokens that share a character, it belongs to the first. Special tokens, and
+    others of which nothing is left, have empty spans.
+
+    Args:
+        texts: the texts.
+        tokenizer: of the tokens.
+        ids: token ids of the texts, with their special tokens.
+        truncated: `(texts,)` whether each text was truncated.
+    """
+    ends = _token_ends(texts, tokenizer, ids)
+    spans = []
+    for row, text in enumerate(texts):
+        readable = _readable(text, int(ids.lengths[row]))
+        counts = np.cumsum([len(_without_whitespace(letter)) for letter in readable], dtype=int)
+        own = np.maximum.accumulate(ends.text(row))
+        places = np.where(own > 0, np.searchsorted(counts, own) + 1, 0)
+        places = np.minimum(places, len(readable))
+        if not truncated[row] or not text[places[-1] :].strip():
+            filled = np.flatnonzero(np.diff(places, prepend=0))
+            places[filled[-1] if len(filled) else -1 :] = len(text)
+        spans.append(np.stack([np.r_[0, places[:-1]], places], 1))
+    return from_lengths(np.concatenate([np.zeros((0, 2), int), *spans]), ids.lengths)
+
+
 def _token_ends(texts: Sequence[str], tokenizer: Any, ids: RaggedArray) -> RaggedArray:
     """For each token, the number of bytes of its text up to its end, without white space.
 

@@ -1,9 +1,7 @@
 """Reports on results: the printed summary of a sweep, and a page in Markdown and HTML with CSVs."""
 
-import base64
 import contextlib
 import datetime
-import html
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +17,14 @@ from embedder_helpers.results.formats import (
     to_csv,
     to_markdown,
     write_text,
+)
+from embedder_helpers.results.html_page import (
+    MAX_TEXT,
+    escape_html,
+    html_document,
+    html_image,
+    html_paragraphs,
+    html_table,
 )
 from embedder_helpers.results.leaderboard import (
     SMALL,
@@ -47,14 +53,6 @@ if TYPE_CHECKING:  # imported by the functions that draw
 logger = logging.getLogger(__name__)
 
 TITLE = "Results"
-MAX_TEXT = 10_000  # letters of a section
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-size: 13px; } div { overflow-x: auto; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
-img { max-width: 100%; }
-"""
 
 
 def summarize(results: Sequence[Result], out: str | Path) -> list[Path]:
@@ -171,11 +169,9 @@ def write_report(results: Sequence[Result], out: str | Path) -> Report:
         if section.figure is not None:
             files.append(figures.save(section.figure, folder / f"{section.name}.png"))
     date = f"Written {datetime.date.today():%d %B %Y}."
-    head = f"<!doctype html><meta charset=utf-8><title>{TITLE}</title><style>{STYLE}</style>"
-    body = f"<h1>{TITLE}</h1><p>{date}</p>\n{_format_html(sections, folder)}"
     pages = {
         "report.md": f"# {TITLE}\n\n{date}\n\n{_format_markdown(sections)}\n",
-        "report.html": f"{head}\n{body}\n",
+        "report.html": html_document(TITLE, f"<p>{date}</p>\n{_format_html(sections, folder)}"),
     }
     files += [write_text(folder / name, page) for name, page in pages.items()]
     return Report(sections, folder, files)
@@ -259,13 +255,10 @@ def _format_html(sections: Sequence[Section], folder: Path) -> str:
     """The sections in HTML, with the figures of a folder embedded."""
     blocks = []
     for section in sections:
-        title = html.escape(section.title)
-        blocks.append(f"<h2>{title}</h2><p>{html.escape(one_line(section.text, MAX_TEXT))}</p>")
+        blocks.append(f"<h2>{escape_html(section.title)}</h2>{html_paragraphs([section.text])}")
         if section.has_table:
-            with pd.option_context("display.max_colwidth", None):  # text is short already
-                table = section.rounded_table().to_html(index=False, border=0, na_rep="-")
-            blocks.append(f"<div>{table}</div>")
+            blocks.append(html_table(section.table))
         if section.figure is not None:
-            image = base64.b64encode((folder / f"{section.name}.png").read_bytes()).decode()
-            blocks.append(f'<img alt="{title}" src="data:image/png;base64,{image}">')
+            image = (folder / f"{section.name}.png").read_bytes()
+            blocks.append(html_image(image, section.title))
     return "\n".join(blocks)

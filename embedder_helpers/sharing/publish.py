@@ -21,6 +21,7 @@ from embedder_helpers.builtin import BUILTIN_PRESETS
 from embedder_helpers.data.tasks import LOCAL_SUFFIX
 from embedder_helpers.errors import InputError, show
 from embedder_helpers.models import presets
+from embedder_helpers.models.manifest import CHEAP_FOLDER
 from embedder_helpers.models.saving import MANIFEST_FILE, Manifest, read_manifest
 from embedder_helpers.results.data_sets import data_key, data_source
 from embedder_helpers.results.result import Result, read_result
@@ -212,6 +213,8 @@ def prepare_upload(
 ) -> Iterator[Upload]:
     """Copy a saved embedder as it will be uploaded; the copy is deleted when the context ends.
 
+    A cheap classifier attached for a cascade is left out: it is a model of its own.
+
     Args:
         folder: folder of the saved embedder.
         to: `hf:owner/model` or `kaggle:owner/model`.
@@ -229,7 +232,7 @@ def prepare_upload(
             "public (--public): kagglehub creates private models only; leave it out, and make the "
             f"model public in the settings of {address.page}"
         )
-    manifest = _with_gemma_address(read_manifest(folder), llm, folder)
+    manifest = _with_gemma_address(_without_cheap(read_manifest(folder)), llm, folder)
     manifest = _without_local_paths(manifest)
     shown = [_result_without_paths(result) for result in _results(folder, results)]
     license = license_of(manifest)
@@ -314,6 +317,13 @@ def _validate_handle(llm: str) -> None:
             "name, hf://owner/model or kaggle://owner/model/keras/variation"
         )
     presets.kaggle_handle("llm_preset", llm)
+
+
+def _without_cheap(manifest: Manifest) -> Manifest:
+    """The manifest without the cheap classifier of a cascade."""
+    prefix = f"{CHEAP_FOLDER}/"
+    files = {name: sha for name, sha in manifest.files.items() if not name.startswith(prefix)}
+    return dataclasses.replace(manifest, files=files, cheap_temperature=None)
 
 
 def _without_local_paths(manifest: Manifest) -> Manifest:

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from embedder_helpers.builtin import BUILTIN_FOLDER, BUILTIN_PRESETS
 from embedder_helpers.models.batching import from_lengths
-from embedder_helpers.models.tokenization import TokenizedTexts, align_tokens, tokenize
+from embedder_helpers.models.tokenization import (
+    TokenizedTexts,
+    align_tokens,
+    token_spans,
+    tokenize,
+)
 
 START, END = 101, 102
 
@@ -250,6 +255,92 @@ def test_characters_that_a_tokenizer_passes_over_shift_no_token_behind_them(drop
     text = f"ab{dropped}cdef"
     alignment = align_tokens([text], (BytePairTokenizer(), ids), (BytePairTokenizer(), ids))
     assert alignment.text(0).tolist() == [0, 1, 2, 3, 4, 5, 6, 6]
+
+
+# Spans
+
+
+def spans_of(tokenizer, texts, max_tokens=256, end=True):
+    """Ids and spans of each text, as lists."""
+    ids, truncated = tokenize(tokenizer, texts, max_tokens, end=end)
+    spans = token_spans(texts, tokenizer, ids, truncated)
+    return list(zip(ids_by_text(ids), ids_by_text(spans), strict=True))
+
+
+def is_without_gaps(spans):
+    return spans[0][0] == 0 and all(
+        start == before and start <= end
+        for (start, end), before in zip(spans, [0, *(end for _, end in spans)], strict=False)
+    )
+
+
+@pytest.mark.parametrize("model", [0, 1])
+def test_the_spans_of_a_text_reproduce_it(tokenizers, model):
+    generator = random.Random(1)
+    texts = [*TEXTS, *ODD, *("".join(generator.choices(ODD, k=8)) for _ in range(100))]
+    for text, (_, spans) in zip(texts, spans_of(tokenizers[model], texts, end=model), strict=True):
+        assert is_without_gaps(spans)
+        assert "".join(text[start:end] for start, end in spans) == text
+
+
+@pytest.mark.parametrize("model", [0, 1])
+def test_the_spans_of_a_truncated_text_reproduce_what_is_read_of_it(tokenizers, model):
+    for count in range(3, 8):
+        ((ids, spans),) = spans_of(tokenizers[model], TEXTS[:1], count, end=model)
+        assert len(ids) == len(spans) == count and is_without_gaps(spans)
+        read = TEXTS[0][: spans[-1][1]]
+        words = ids[1:-1] if model else ids[1:]
+        assert "".join(read.split()) == spelled(tokenizers[model], words)
+
+
+@pytest.mark.parametrize("model", [0, 1])
+def test_a_token_covers_the_letters_that_it_spells(tokenizers, model):
+    for text in (TEXTS[0], TEXTS[1], TEXTS[3]):
+        ((ids, spans),) = spans_of(tokenizers[model], [text], end=model)
+        for token, (start, end) in list(zip(ids, spans, strict=True))[1 : -1 if model else None]:
+            assert "".join(text[start:end].split()) == spelled(tokenizers[model], [token])
+
+
+def test_special_tokens_cover_nothing(tokenizers):
+    for _, spans in spans_of(tokenizers[1], TEXTS):
+        assert spans[0][0] == spans[0][1] and spans[-1][0] == spans[-1][1]
+
+
+def test_a_letter_of_several_tokens_is_the_first_ones(tokenizers):
+    ((ids, spans),) = spans_of(tokenizers[1], ["a😀b"])
+    covered = ["a😀b"[start:end] for start, end in spans]
+    assert covered[0] == "" and "".join(covered) == "a😀b"
+    if len(ids) == 2 + 1 + 4 + 1:  # one token per byte
+        assert covered == ["", "a", "😀", "", "", "", "b", ""]
+
+
+def test_white_space_belongs_to_the_token_behind_it_and_at_the_end_to_the_last(tokenizers):
+    text = " one \n two  "
+    for tokenizer, end in zip(tokenizers, (False, True), strict=True):
+        ((_, spans),) = spans_of(tokenizer, [text], end=end)
+        covered = [text[start:stop] for start, stop in spans if stop > start]
+        assert covered[0].startswith(" ") and covered[-1].endswith("  ")
+        assert not any(part.endswith((" ", "\n")) for part in covered[:-1])
+
+
+def test_no_texts_have_no_spans(tokenizers):
+    assert spans_of(tokenizers[1], []) == []
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("tokenizers", ["real"], indirect=True)
+def test_real_spans_are_those_of_hugging_faces_tokenizer(tokenizers, reference, shared_folder):
+    with (shared_folder / "data" / "emotion" / "test.jsonl").open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in itertools.islice(lines, 200)]
+    compared = 0
+    for text, (ids, spans) in zip(texts, spans_of(tokenizers[1], texts), strict=True):
+        encoded = reference[1](text, return_offsets_mapping=True)
+        assert encoded["input_ids"] == ids
+        expected = [list(place) for place in encoded["offset_mapping"][1:-1]]
+        if all(text[start:end].strip() for start, end in expected):  # no token is a space alone
+            assert spans[1:-1] == expected
+            compared += 1
+    assert compared > 150
 
 
 # The alignment by Hugging Face's tokenizers of the same vocabularies, which know where in a text
