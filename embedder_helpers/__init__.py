@@ -16,7 +16,7 @@ import os
 import warnings
 from typing import Any
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 # The public names, by the module that defines them.
 _PUBLIC = {
@@ -34,6 +34,7 @@ _PUBLIC = {
     "layer_table": "results.tables",
     "summarize": "results.report",
     "write_report": "results.report",
+    "verdict": "experiments.verdict",
 }
 __all__ = sorted(_PUBLIC)
 

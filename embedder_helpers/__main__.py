@@ -161,6 +161,47 @@ def sweep(options: Options) -> int:
     return 1 if failed else 0
 
 
+def _verdict_options(parser: Parser) -> None:
+    _sweep_options(parser)
+    parser.set_defaults(out="results/verdict")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="N",
+        help="seeds of the trainings (default: those of the config)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sizes", nargs="*", type=int, metavar="N",
+        help="training texts per label of the learning curve, besides all (default: 8 32 128 512)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--encoder", metavar="NAME", help="a ready text encoder to compare with, as encoder_preset"
+    )
+
+
+@command(
+    "say whether Gemma helps on the task of a config, where, and at what cost", _verdict_options
+)
+def verdict(options: Options) -> None:
+    """Run what a verdict needs and is not finished, and print it."""
+    from embedder_helpers.experiments import verdict as verdicts
+    from embedder_helpers.results.tables import to_markdown
+
+    hybrids = [one for one in _experiments(options) if one.kind == "hybrid"]
+    if not hybrids:
+        raise InputError("a verdict is on a hybrid, but the config has none: set kind: hybrid")
+    found = verdicts.verdict(
+        hybrids[0],
+        options.out,
+        seeds=options.seeds or list(dict.fromkeys(one.seed for one in hybrids)),
+        sizes=verdicts.SIZES if options.sizes is None else options.sizes,
+        encoder=options.encoder,
+        hours=options.hours,
+        cluster=options.cluster,
+        cpus_per_worker=options.cpus_per_worker,
+    )
+    print(found.sentence, *found.notes, to_markdown(found.table()), sep="\n\n")
+    print(f"page, figures and tables: {options.out}")
+
+
 def _estimate_options(parser: Parser) -> None:
     _config_options(parser)
     parser.add_argument(

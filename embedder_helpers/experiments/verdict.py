@@ -15,8 +15,11 @@ import numpy as np
 from embedder_helpers.config import Experiment, gemma_only
 from embedder_helpers.data.tasks import Task, load_task
 from embedder_helpers.errors import InputError
-from embedder_helpers.experiments.plan import Plan, Subset, plan_experiment, select_rows
+from embedder_helpers.experiments.cost import read_or_measure_cost
+from embedder_helpers.experiments.plan import Subset, plan_experiment, select_rows
 from embedder_helpers.experiments.sweep import run_experiments
+from embedder_helpers.experiments.verdict_report import write_verdict
+from embedder_helpers.models.architectures import load_embedder
 from embedder_helpers.results.result import Result, embedder_folder
 from embedder_helpers.results.verdict import Verdict, assemble
 
@@ -26,7 +29,7 @@ CONTROLS = ("random_weights", "shuffled", "noise")
 # Small sets need more epochs, up to 20 (Mosbach et al. 2021, "On the Stability of Fine-tuning
 # BERT", section 6): as many as make this many steps.
 MIN_STEPS, MAX_EPOCHS = 60, 20
-COST_TEXTS = 64  # whose time and memory are measured
+COST_TEXTS, COST_REPEATS = 64, 3  # whose time and memory are measured at every cutoff
 
 
 def verdict(
@@ -41,7 +44,8 @@ def verdict(
     """Whether Gemma helps on a task: run what is not finished yet, and say what follows from it.
 
     Costs a walk through all of Gemma's layers and one through a random Gemma's kept layers, and for
-    each seed five trainings with all texts and two for each smaller number.
+    each seed five trainings with all texts and two for each smaller number; then the measurement of
+    `cost.read_or_measure_cost`. Besides the results, the folder gets what `write_verdict` writes.
 
     Args:
         task: a hybrid's Experiment, whose cutoff and seed are replaced; or a task's name or the
@@ -65,8 +69,17 @@ def verdict(
     if encoder:
         planned.append(replace(hybrid, kind="encoder_only", encoder_preset=encoder, probe=True))
     results += _run(planned, out, options)
-    plan = plan_experiment(hybrid, Path(out), task_data)
-    return assemble(results, out, texts=plan.texts(Subset.EVAL), cost=_cost(plan, planned, out))
+    texts = plan_experiment(hybrid, None, task_data).texts(Subset.EVAL)
+    embedder, cheap = (
+        load_embedder(embedder_folder(plan_experiment(one, Path(out), task_data).path))
+        for one in planned[:2]
+    )
+    cutoffs = range(1, embedder.gemma.preset.num_layers + 1)
+    some = texts[:: max(1, len(texts) // COST_TEXTS)][:COST_TEXTS]
+    cost = read_or_measure_cost(out, embedder, cheap, some, cutoffs, COST_REPEATS)
+    found = assemble(results, out, texts=texts, cost=cost)
+    write_verdict(found, out, embedder)
+    return found
 
 
 def plan_verdict(
@@ -84,7 +97,7 @@ def plan_verdict(
         sizes: as in `verdict`.
     """
     largest = np.unique(_training_labels(hybrid, task), return_counts=True)[1].max()
-    counts = [size for size in sorted(set(sizes)) if size < largest]
+    counts = [size for size in sorted(set(sizes)) if 2 * size <= largest]  # others are nearly all
     few = [replace(hybrid, train_texts_per_label=count) for count in counts]
     planned = []
     for seed in seeds:

@@ -327,9 +327,14 @@ def _layer_table(
     roberta: Contender,
     cost_table: pd.DataFrame | None,
 ) -> tuple[pd.DataFrame | None, str | None]:
-    """Validation accuracy by cutoff, and of what: see `Findings.layers`."""
-    if selection := hybrid.first.layer_selection:
-        p_values = getattr(hybrid.first, "layer_p_values", None) or {}
+    """Validation accuracy by cutoff, and of what: see `Findings.layers`.
+
+    Of the linear probes by which the hybrid's cutoff was selected, or Gemma's own; else of hybrids.
+    """
+    probed = select(contenders, "gemma_only", texts_per_label=hybrid.texts_per_label)
+    selected = next((c for c in (hybrid, probed) if c and c.first.layer_selection), None)
+    if selected:
+        selection, p_values = selected.first.layer_selection, selected.first.layer_p_values or {}
         table, by = (
             pd.DataFrame(
                 {
