@@ -48,22 +48,30 @@ def test_none_in_the_overrides_is_null_and_elsewhere_the_value_of_the_config(pat
     (tmp_path / "my.yaml").write_text(CONFIG)
     overrides = {"patience": None, "max_train_texts": None}
     config = str(tmp_path / "my.yaml")
-    (experiment,) = experiments_of(path, CONFIG=config, SEED=None, OVERRIDES=overrides)
+    (experiment,) = experiments_of(path, CONFIG=config, OVERRIDES=overrides)
     assert (experiment.patience, experiment.max_train_texts) == (None, None)
     assert (experiment.seed, experiment.clip_norm) == (5, 2.0)
 
 
-@pytest.mark.parametrize("path", OF_EXPERIMENTS, ids=lambda path: path.stem)
+WRONG_TYPES = [
+    ("OVERRIDES", "{'epochs': 1}", "-y 'OVERRIDES: "),
+    ("OVERRIDES", ["epochs"], "-y 'OVERRIDES: "),
+    ("OVERRIDES", {"epoch": 1}, "'epoch'"),
+    ("SEED", "one", "seed is 'one'"),
+    ("SEED", [1, 2], "seed is"),
+    ("TASK", ["a.csv"], "task is"),
+    ("CONFIG", None, "None"),
+    ("CONFIG", 7, "7"),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "fault"),
+    ("path", "name", "value", "fault"),
     [
-        ("OVERRIDES", "{'epochs': 1}", "-y 'OVERRIDES: "),
-        ("OVERRIDES", ["epochs"], "-y 'OVERRIDES: "),
-        ("OVERRIDES", {"epoch": 1}, "'epoch'"),
-        ("SEED", "one", "seed is 'one'"),
-        ("SEED", [1, 2], "seed is"),
-        ("CONFIG", None, "None"),
-        ("CONFIG", 7, "7"),
+        pytest.param(path, *case, id=f"{path.stem}-{case[0]}-{i}")
+        for path in OF_EXPERIMENTS
+        for i, case in enumerate(WRONG_TYPES)
+        if f"\n{case[0]} = " in "\n" + nbformat.read(path, as_version=4).cells[1].source
     ],
 )
 def test_a_wrong_type_in_the_first_cell_is_an_error_that_names_it(path, name, value, fault):
