@@ -8,13 +8,11 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from embedder_helpers.experiments.plan import Outcome, Plan, Status
+from embedder_helpers.experiments.plan import NO_TIME, Outcome, Plan, Status
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5  # at a piece of work at which processes die
-
-NO_TIME = Outcome(Status.SKIPPED, "skipped for lack of time (HOURS, or --hours)")
 
 
 class Job(NamedTuple):
