@@ -263,6 +263,7 @@ class _Driver:
 
     def run(self) -> dict[str, Outcome]:
         """The outcomes by name."""
+        looked = 0.0
         with progress.progress_bar(self._count, "sweep", "experiment") as bar:
             while True:
                 self._hand_out()
@@ -277,8 +278,11 @@ class _Driver:
                     time.sleep(POLL_SECONDS)
                 for reference in ended:
                     bar.update(self._take_answer(reference))
-                self._show_logs()
-        self._show_logs()
+                if time.monotonic() > looked + POLL_SECONDS:
+                    self._show_logs()
+                    looked = time.monotonic()
+        for _ in range(2):  # what was asked before the end, and what was logged since
+            self._show_logs(POLL_SECONDS)
         lost = Outcome(Status.FAILED, "no process of the cluster was left to run it")
         outcomes = {}
         for site in self._sites:
@@ -288,7 +292,7 @@ class _Driver:
     def _hand_out(self) -> None:
         busy = {worker for worker, *_ in self._running.values()}
         for worker in self._workers:
-            while worker.sites and not worker.sites[0].unfinished:
+            while worker.sites and worker.sites[0].is_finished():
                 worker.sites.popleft()
             if worker in busy or not worker.sites or time.monotonic() < worker.rests_until:
                 continue
@@ -355,9 +359,12 @@ class _Driver:
             self._sites.append(rest)
             heir.sites.append(rest)
 
-    def _show_logs(self) -> None:
+    def _show_logs(self, seconds: float = 0.0) -> None:
+        """Show the workers' log lines as far as they come in time, and ask for more."""
+        end = time.monotonic() + seconds
         for worker in self._workers:
-            if worker.log is not None and ray.wait([worker.log], timeout=0)[0]:
+            rest = max(0.0, end - time.monotonic())
+            if worker.log is not None and ray.wait([worker.log], timeout=rest)[0]:
                 with contextlib.suppress(RayError):
                     for level, text in ray.get(worker.log):
                         logger.log(level, "%s: %s", worker.name, text)

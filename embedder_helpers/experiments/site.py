@@ -68,6 +68,10 @@ class Site:
         """The names of the experiments that have not ended."""
         return [name for name in self.key[1] if name not in self.outcomes]
 
+    def is_finished(self) -> bool:
+        """Whether all experiments have ended."""
+        return len(self.outcomes) == len(self.key[1])
+
     def next_job(self, model: int | None) -> Job | None:
         """What an actor should do, if possible with the model it has; None: nothing for now."""
         while not self._stage and not self._running and self._later:

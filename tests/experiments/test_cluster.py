@@ -1,5 +1,6 @@
 """Several processes on Ray, and what happens if one dies."""
 
+import logging
 import os
 import signal
 import sys
@@ -182,6 +183,17 @@ def pretending():
             pass
 
     return Pretending
+
+
+def test_the_last_log_line_is_shown_too(run_with, pretending, caplog):
+    class Talking(pretending):
+        def run(self, *arguments):
+            logging.getLogger("embedder_helpers").info("all is done")
+            return super().run(*arguments)
+
+    caplog.set_level("INFO", "embedder_helpers")
+    run_with(Talking)
+    assert "all is done" in caplog.text
 
 
 def test_a_process_that_dies_at_the_last_experiment_is_not_waited_for(
