@@ -180,11 +180,11 @@ def idle(options: argparse.Namespace, folder: Path) -> list[float]:
             return [(False, [(name, 0) for name in site[1]])]
 
         def run(self, site, batch, name):
-            return Outcome(Status.FINISHED), None
+            return Outcome(Status.FINISHED), {}
 
     cluster.RemoteExecutor = Idle
     names = [f"experiment-{number}" for number in range(IDLE_EXPERIMENTS)]
-    arguments = ([], str(folder), "token", time.time() + 3600)
+    arguments = ([], os.getcwd(), str(folder), "token", time.time() + 3600)
     workers = cluster._start_workers(arguments, 1)
     process, memory = psutil.Process(), []
 

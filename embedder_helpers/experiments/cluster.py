@@ -96,7 +96,7 @@ def run_on_cluster(
     """
     token = uuid.uuid4().hex[:8]
     settings = [experiment.as_dict() for experiment in experiments]
-    arguments = settings, str(folder.resolve()), token, until
+    arguments = settings, os.getcwd(), str(folder.resolve()), token, until
     with _connected(address):
         shared_folders.leave_file(folder, token)
         workers: list[Worker] = []

@@ -35,6 +35,7 @@ class RemoteExecutor:
 
     Args:
         experiments: settings of each of the sweep's experiments.
+        directory: in which the driver works, and from which relative paths count.
         folder: for the results, if this machine shares it with the driver.
         token: of the sweep, whose driver has left a file in that folder (`shared_folders`).
         until: deadline in seconds since 1970.
@@ -44,11 +45,14 @@ class RemoteExecutor:
     def __init__(
         self,
         experiments: Sequence[dict[str, Any]],
+        directory: str,
         folder: str,
         token: str,
         until: float,
         num_cpus: int | None,
     ):
+        with contextlib.suppress(OSError):  # there is none here, and only absolute paths count
+            os.chdir(directory)
         if num_cpus:  # read when TensorFlow is imported
             for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
                 os.environ[name] = str(num_cpus)

@@ -1,6 +1,7 @@
 """What an actor of a cluster does, here in this process."""
 
 import json
+from pathlib import Path
 
 import pytest
 from made_task import experiment, write_task
@@ -17,15 +18,17 @@ from embedder_helpers.utils import shared_folders  # noqa: E402
 def made(tmp_path, monkeypatch):
     """An executor of one experiment, in the driver's folder of results or another, and its site."""
     monkeypatch.setattr(use_marks, "_sweep", "alone")
+    monkeypatch.chdir(Path.cwd())  # to come back in the end
     task = write_task(tmp_path / "task")
-    one = experiment(task, epochs=1, states_dir=str(tmp_path / "states"))
+    one = experiment(task, epochs=1, states_dir="states")
     out = tmp_path / "out"
     out.mkdir()
 
     def make(is_shared):
         if is_shared:
             shared_folders.leave_file(out, "token")
-        executor = RemoteExecutor([one.as_dict()], str(out), "token", float("inf"), None)
+        arguments = [one.as_dict()], str(tmp_path), str(out), "token", float("inf"), None
+        executor = RemoteExecutor(*arguments)
         name = plan_all([one], out)[0].path.stem
         return executor, ((name,), (name,), 1e9), name
 
@@ -56,4 +59,10 @@ def test_a_result_that_was_finished_meanwhile_is_not_computed_again(made, tmp_pa
     before = (tmp_path / "out" / f"{name}.json").stat().st_mtime_ns
     assert executor.run(site, 0, name)[0].status is Status.FINISHED
     assert (tmp_path / "out" / f"{name}.json").stat().st_mtime_ns == before
+    executor.close()
+
+
+def test_relative_paths_count_from_where_the_driver_works(made, tmp_path):
+    executor, site, _ = made(is_shared=True)
+    assert executor.capacity() > 0 and (tmp_path / "states").is_dir()
     executor.close()
