@@ -8,6 +8,7 @@ sweep can be continued by a single process, or on another cluster.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -27,9 +28,8 @@ from embedder_helpers.errors import InputError, reason_of
 from embedder_helpers.experiments.plan import Outcome, Plan, Status
 from embedder_helpers.experiments.remote import RemoteExecutor
 from embedder_helpers.experiments.site import Job, Site, divide
-from embedder_helpers.results.formats import write_text
 from embedder_helpers.utils import progress, shared_folders
-from embedder_helpers.utils.files import PACKAGE, writable_folder
+from embedder_helpers.utils.files import PACKAGE, atomic_write, writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ START_SECONDS = 60.0  # after which a line says that processes have not begun
 POLL_SECONDS = 1.0  # between two looks at what has ended
 REST_SECONDS = 2.0  # before a process that could not be reached is asked again
 LOST_SECONDS = 180.0  # after which it counts as dead
-MEMORY = 100 * 2**20  # bytes of Ray's own store: rows of shards, and texts of result files
+MEMORY = 100 * 2**20  # bytes of Ray's own store: rows of shards, and result files
 
 
 @dataclass(eq=False)
@@ -322,13 +322,13 @@ class _Driver:
             site.end(job, answer)
         return len(site.outcomes) - before
 
-    def _write(self, outcome: tuple, texts: dict[str, str]) -> Outcome:
+    def _write(self, outcome: tuple, files: dict[str, bytes]) -> Outcome:
         """Write the files of an experiment that ran where the folder is not shared."""
         try:
-            for path, text in texts.items():
+            for path, content in files.items():
                 file = self._folder / path
                 writable_folder(file.parent)
-                write_text(file, text)
+                atomic_write(file, functools.partial(Path.write_bytes, data=content))
         except InputError as error:
             return Outcome(Status.FAILED, reason_of(error))
         return Outcome(*outcome)

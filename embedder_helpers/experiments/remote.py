@@ -149,17 +149,14 @@ class RemoteExecutor:
         with _own_keras_state():
             executor.compute_shard(executor.batches[batch], shard)
 
-    def run(self, site: tuple, batch: int, name: str) -> tuple[tuple, dict[str, str]]:
+    def run(self, site: tuple, batch: int, name: str) -> tuple[tuple, dict[str, bytes]]:
         """As `Executor.run`; what it wrote too, by path in the folder, if the driver lacks it."""
         executor = self._at(site)
         with _own_keras_state():
             outcome = executor.run(executor.batches[batch], self._plans[name])
         written = [] if self._is_shared else self._folder.rglob(f"{name}.*")
-        texts = {
-            path.relative_to(self._folder).as_posix(): path.read_text(encoding="utf-8")
-            for path in written
-        }
-        return outcome, texts
+        files = {path.relative_to(self._folder).as_posix(): path.read_bytes() for path in written}
+        return outcome, files
 
     def close(self) -> None:
         """Leave nothing behind."""

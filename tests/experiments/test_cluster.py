@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import types
 from pathlib import Path
 
 import psutil
@@ -281,5 +282,32 @@ def test_machines_without_gpus_rest_if_others_have_some_unless_told_otherwise(mo
 def test_a_result_that_cannot_be_written_here_is_a_failure(tmp_path):
     (tmp_path / "file").touch()
     driver = cluster._Driver([], tmp_path / "file", 0)
-    outcome = driver._write((Status.FINISHED, ""), {"a.json": "{}"})
+    outcome = driver._write((Status.FINISHED, ""), {"a.json": b"{}"})
     assert outcome.status is Status.FAILED and "file" in outcome.reason
+
+
+def test_files_of_an_experiment_that_ran_elsewhere_are_written_as_they_are(tmp_path):
+    files = {"a.json": b"{}", "predictions/a.npz": bytes(range(256))}
+    outcome = cluster._Driver([], tmp_path, 0)._write((Status.FINISHED, ""), files)
+    assert outcome.status is Status.FINISHED
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+
+
+def test_a_worker_elsewhere_sends_predictions_with_the_result(tmp_path):
+    class Elsewhere(RemoteExecutor):
+        def __init__(self):
+            self._is_shared, self._folder, self._plans = False, tmp_path, {"one": "plan"}
+
+        def _at(self, site):
+            return types.SimpleNamespace(batches=["batch"], run=self.write)
+
+        def write(self, batch, plan):
+            (tmp_path / "predictions").mkdir()
+            (tmp_path / "predictions" / "one.npz").write_bytes(b"PK\xff\xfe")
+            (tmp_path / "one.json").write_text("{}")
+            (tmp_path / "two.json").write_text("{}")
+            return batch, plan
+
+    outcome, files = Elsewhere().run(("site",), 0, "one")
+    assert outcome == ("batch", "plan")
+    assert files == {"one.json": b"{}", "predictions/one.npz": b"PK\xff\xfe"}
