@@ -16,6 +16,7 @@ import psutil
 
 from embedder_helpers.errors import InputError, show
 from embedder_helpers.models.saving import save_folder
+from embedder_helpers.results.predictions import read_predictions, write_predictions
 from embedder_helpers.results.result import embedder_folder, read_result, write_result
 from embedder_helpers.utils import environment
 
@@ -61,7 +62,7 @@ def fits_deadline(until: float, seconds: float) -> bool:
 
 
 def restore_results(paths: Iterable[Path]) -> int:
-    """Copy results, and embedders, of an earlier session from among Kaggle's inputs.
+    """Copy results, embedders and predictions of an earlier session from among Kaggle's inputs.
 
     Args:
         paths: of missing results; a result file's name identifies all that determines it.
@@ -77,6 +78,8 @@ def restore_results(paths: Iterable[Path]) -> int:
         if source.name in missing and (result := read_result(source)):
             path = missing.pop(source.name)
             _restore_embedder(embedder_folder(source), embedder_folder(path))
+            if predictions := read_predictions(source):
+                write_predictions(predictions, path)
             write_result(result, path)
             if not missing:
                 break

@@ -5,12 +5,14 @@ import math
 import time
 import types
 
+import numpy as np
 import psutil
 import pytest
 from made_results import result
 
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import session
+from embedder_helpers.results.predictions import Predictions, read_predictions, write_predictions
 from embedder_helpers.utils import environment
 
 
@@ -121,3 +123,15 @@ def test_results_are_restored_on_kaggle_only(kaggle_inputs, tmp_path, monkeypatc
     monkeypatch.setattr(environment, "platform_name", lambda: "local")
     write(kaggle_inputs / "earlier", "one.json", STORED)
     assert session.restore_results([tmp_path / "one.json"]) == 0
+
+
+def test_predictions_are_restored_with_their_result(kaggle_inputs, tmp_path):
+    earlier = kaggle_inputs / "earlier"
+    write(earlier, "one.json", STORED)
+    labels, logits = np.array([1, 0]), np.eye(2, dtype="float32")
+    predictions = Predictions(np.array(["dry", "wet"]), labels, logits, labels[:1], logits[:1])
+    write_predictions(predictions, earlier / "one.json")
+    assert session.restore_results([tmp_path / "one.json"]) == 1
+    restored = read_predictions(tmp_path / "one.json")
+    for own, other in zip(restored, predictions, strict=True):
+        np.testing.assert_array_equal(own, other)
