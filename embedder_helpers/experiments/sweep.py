@@ -109,9 +109,9 @@ def _run_all(
         return run_all(plans, todo, until)
     from embedder_helpers.experiments.cluster import run_on_cluster
 
-    environment.hide_gpus()
     address = None if address == LOCAL else address
-    return run_on_cluster(experiments, plans, todo, folder, until, address, cpus_per_worker)
+    with environment.hidden_gpus():
+        return run_on_cluster(experiments, plans, todo, folder, until, address, cpus_per_worker)
 
 
 def _collect(plans: Sequence[Plan], outcomes: dict[str, Outcome]) -> SweepResults:

@@ -4,6 +4,7 @@ Devices and folders are read again at each call, versions once. A session's time
 `experiments.session`.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import logging
@@ -11,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -151,18 +153,27 @@ def count_gpus() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def hide_gpus() -> None:
-    """Leave all GPUs to other processes, as far as this one has not taken their memory already."""
+@contextlib.contextmanager
+def hidden_gpus() -> Iterator[None]:
+    """Inside, leave all GPUs to other processes, as far as this one has not taken their memory."""
     if "tensorflow" not in sys.modules:
+        yield
         return
     import tensorflow as tf
 
+    before = tf.config.get_visible_devices("GPU")
     try:
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
-        logger.warning(
-            "this process holds memory of the GPUs, which others now lack: restart the notebook"
-        )
+        if before:
+            logger.warning(
+                "this process holds memory of the GPUs, which others now lack: restart the notebook"
+            )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(RuntimeError):  # it has computed since, on the CPU
+            tf.config.set_visible_devices(before, "GPU")
 
 
 def on_cpu() -> bool:

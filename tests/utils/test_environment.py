@@ -235,10 +235,12 @@ def test_all_gpus_are_left_to_others_unless_they_are_initialized(monkeypatch, ca
             raise RuntimeError("Visible devices cannot be modified after being initialized")
         visible.append((devices, kind))
 
+    monkeypatch.setattr(tensorflow.config, "get_visible_devices", lambda kind: ["one", "two"])
     monkeypatch.setattr(tensorflow.config, "set_visible_devices", set_visible)
     with caplog.at_level(logging.WARNING, "embedder_helpers"):
-        environment.hide_gpus()
-    assert visible == ([] if initialized else [([], "GPU")])
+        with environment.hidden_gpus():
+            assert visible == ([] if initialized else [([], "GPU")])
+    assert visible[1:] == ([] if initialized else [(["one", "two"], "GPU")])
     assert ("restart the notebook" in caplog.text) is initialized
 
 
