@@ -14,7 +14,7 @@ import numpy as np
 from embedder_helpers.config import Experiment
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, from_lengths
 
-MAX_TOKENS = 50_000  # about as many are enough to estimate mean and covariance
+MAX_TOKENS = 50_000  # about as many are enough for mean and covariance, or drawn at a time
 
 
 class StatesControl:
@@ -62,15 +62,18 @@ class _Noise:
         texts = range(0, len(states), stride)
         values = np.concatenate([states.text(row) for row in texts]).astype("float64")
         self._mean = values.mean(0)
-        covariance = np.atleast_2d(np.cov(values, rowvar=False, bias=True))
+        values -= self._mean
+        covariance = values.T @ values / len(values)
         variances, vectors = np.linalg.eigh(covariance)
         self._factor = (vectors * np.sqrt(np.maximum(variances, 0))).astype("float32")
 
     def draw(self, states: RaggedArray, generator: np.random.Generator) -> RaggedArray:
-        shape = int(states.lengths.sum()), len(self._mean)
-        values = generator.standard_normal(shape, "float32") @ self._factor.T
-        values += self._mean.astype("float32")
-        return from_lengths(values.astype(states.values.dtype), states.lengths)
+        noise = np.empty((int(states.lengths.sum()), len(self._mean)), states.values.dtype)
+        for start in range(0, len(noise), MAX_TOKENS):
+            part = noise[start : start + MAX_TOKENS]
+            draws = generator.standard_normal(part.shape, "float32")
+            part[:] = draws @ self._factor.T + self._mean.astype("float32")
+        return from_lengths(noise, states.lengths)
 
 
 def _layers(states: RaggedArray | MultiLayerStates) -> list[RaggedArray]:

@@ -10,6 +10,7 @@ them were looked at.
 import numpy as np
 
 DRAWS = 10_000  # bootstrap samples: a p-value of 0.05 is then known to 0.002
+MAX_COUNTS = 10_000_000  # that are held in memory at a time, 160 MB with their copy
 
 
 def confidence_set(
@@ -48,8 +49,7 @@ def elimination_p_values(
     scores = np.asarray(scores, float)
     embedders, cases = scores.shape
     means = scores.mean(1)
-    counts = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), draws)
-    resampled = scores @ counts.T / cases - means[:, None]  # (embedders, draws), centered
+    resampled = _resampled_means(scores, draws, seed) - means[:, None]  # (embedders, draws)
     p_values, left, highest = np.ones(embedders), list(range(embedders)), 0.0
     while len(left) > 1:
         # How far each is below the mean of those left, in standard errors.
@@ -65,3 +65,15 @@ def elimination_p_values(
         worst = left.pop(int(observed.argmax()))
         p_values[worst] = highest
     return p_values
+
+
+def _resampled_means(scores: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """`(embedders, draws)` mean scores of bootstrap samples of the cases."""
+    cases = scores.shape[1]
+    generator, shares = np.random.default_rng(seed), np.full(cases, 1 / cases)
+    size = max(1, MAX_COUNTS // cases)
+    means = [
+        scores @ generator.multinomial(cases, shares, min(size, draws - start)).T / cases
+        for start in range(0, draws, size)
+    ]
+    return np.concatenate(means, axis=1)

@@ -97,3 +97,12 @@ def test_gemma_alone_has_no_control_of_its_states(name):
 def test_a_control_is_not_saved_as_an_embedder():
     with pytest.raises(InputError, match="a control is to be measured"):
         Experiment(llm_control="noise", save_embedder=True)
+
+
+def test_noise_that_is_drawn_in_parts_is_the_same(monkeypatch):
+    whole, in_parts = (control("noise") for _ in range(2))
+    whole.fit(made_states())
+    in_parts.fit(made_states())
+    expected = whole.replace(made_states())
+    monkeypatch.setattr("embedder_helpers.models.controls.MAX_TOKENS", 4)
+    np.testing.assert_allclose(in_parts.replace(made_states()).values, expected.values, atol=1e-5)

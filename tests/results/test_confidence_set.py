@@ -71,3 +71,10 @@ def test_the_set_contains_the_best_as_often_as_it_promises(means):
         for trial in range(trials)
     )
     assert covered / trials > 0.9 - 2 * np.sqrt(0.9 * 0.1 / trials)
+
+
+def test_many_cases_are_resampled_in_parts_with_the_same_p_values(monkeypatch):
+    scores = made_scores([0.0, 0.2, 0.3], cases=50)
+    whole = elimination_p_values(scores, draws=500)
+    monkeypatch.setattr("embedder_helpers.results.confidence_set.MAX_COUNTS", 50 * 7)
+    np.testing.assert_allclose(elimination_p_values(scores, draws=500), whole)
