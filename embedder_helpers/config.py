@@ -74,8 +74,7 @@ def _is_contrastive(experiment: "Experiment") -> bool:
 
 
 def _is_seeded(experiment: "Experiment") -> bool:
-    draws = experiment.train_texts_per_label is not None
-    return experiment.kind == "hybrid" or _trains(experiment) or draws
+    return experiment.kind == "hybrid" or _trains(experiment) or _draws_texts(experiment)
 
 
 def _pools_layers(experiment: "Experiment") -> bool:
@@ -354,8 +353,9 @@ class Experiment:
     train_texts_per_label: int | None = key(
         None,
         optional(integer(1)),
-        "train on at most this many texts of each label, drawn by the seed; a smaller draw is part "
-        "of a larger one, and as many texts are validated on; null: all",
+        "train on at most this many texts of each label, drawn by the seed from those of "
+        "`max_train_texts`; a smaller draw is part of a larger one, and as many texts are "
+        "validated on; null: all",
         "Texts",
         when=_draws_texts,
     )
@@ -431,10 +431,6 @@ class Experiment:
                 "batch, so use 2 or more, or cross_entropy"
             )
         self._check_control()
-        if self.max_train_texts is not None and self.train_texts_per_label is not None:
-            raise InputError(
-                "max_train_texts and train_texts_per_label are both given: use one of them"
-            )
         if self.kind == "gemma_only" and self.layer_pooling == "learned":
             raise InputError(
                 "layer_pooling is 'learned', but gemma_only trains nothing: use mean or max"

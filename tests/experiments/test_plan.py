@@ -70,9 +70,12 @@ def test_texts_per_label_do_not_limit_the_protocol(plan):
         np.testing.assert_array_equal(few[subset], all_texts[subset])
 
 
-def test_two_limits_of_the_training_texts_are_an_error(plan):
-    with pytest.raises(InputError, match="max_train_texts and train_texts_per_label"):
-        plan(max_train_texts=10, train_texts_per_label=2)
+def test_texts_per_label_are_drawn_from_the_most_training_texts(plan):
+    few, most = (
+        plan(max_train_texts=10, train_texts_per_label=count).rows[Subset.TRAIN]
+        for count in (2, None)
+    )
+    assert len(few) == 4 and set(few) < set(most)
 
 
 def test_an_experiment_that_is_wanted_twice_saves_what_either_saves(task_folder, tmp_path):
@@ -151,3 +154,11 @@ def test_no_held_out_text_that_the_protocol_samples_is_scored(tmp_path):
 def test_held_out_texts_that_are_all_sampled_are_an_error(tmp_path):
     with pytest.raises(InputError, match="scored_split.*'validation'.*rain.*samples_per_label"):
         plan_experiment(held_out_experiment(tmp_path, 20), tmp_path)
+
+
+def test_a_seed_counts_only_where_texts_are_drawn(plan):
+    def names(**settings):
+        return {plan(seed=seed, train_texts_per_label=2, **settings).path for seed in (1, 2)}
+
+    assert len(names(kind="gemma_only", llm_layers=1)) == 1  # nothing is fitted
+    assert len(names(kind="gemma_only", llm_layers=1, probe=True)) == 2
