@@ -1,12 +1,14 @@
 """The verdict: does Gemma help on this task, where, and at what cost? Planned and run here.
 
-First the cutoff is selected, on training and validation texts alone. Then everything that is
-compared at it is trained in one run: RoBERTa alone and the hybrid, with all texts and with few, and
-the hybrid's controls. What follows from the results is left to `results.verdict`.
+First the cutoff is selected, on training and validation texts alone, and RoBERTa alone is trained,
+with all texts and with few. Then so are the hybrid and its controls at that cutoff. What follows
+from the results is left to `results.verdict`.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,18 @@ import numpy as np
 
 from embedder_helpers.config import Experiment, gemma_only
 from embedder_helpers.data.tasks import Task, load_task
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, show_list
+from embedder_helpers.experiments import session
 from embedder_helpers.experiments.cost import read_or_measure_cost
-from embedder_helpers.experiments.plan import Subset, plan_experiment, select_rows
+from embedder_helpers.experiments.plan import Plan, Subset, plan_experiment, select_rows
 from embedder_helpers.experiments.sweep import run_experiments
 from embedder_helpers.experiments.verdict_report import write_verdict
-from embedder_helpers.models.architectures import load_embedder
+from embedder_helpers.models.architectures import Hybrid, load_embedder
+from embedder_helpers.results.cascade import fit_temperature
+from embedder_helpers.results.predictions import read_predictions
 from embedder_helpers.results.result import Result, embedder_folder
 from embedder_helpers.results.verdict import Verdict, assemble
+from embedder_helpers.utils.files import writable_folder
 
 SEEDS = (33, 34, 35)
 SIZES = (8, 32, 128, 512)  # training texts per label, besides all
@@ -45,11 +51,12 @@ def verdict(
 
     Costs a walk through all of Gemma's layers and one through a random Gemma's kept layers, and for
     each seed five trainings with all texts and two for each smaller number; then the measurement of
-    `cost.read_or_measure_cost`. Besides the results, the folder gets what `write_verdict` writes.
+    `cost.read_or_measure_cost`. Besides the results, the folder gets what `write_verdict` writes,
+    and the first seed's hybrid and RoBERTa alone as one embedder that predicts in a cascade.
 
     Args:
-        task: a hybrid's Experiment, whose cutoff and seed are replaced; or a task's name or the
-            path of its data, for the built-in models.
+        task: a hybrid's Experiment, of which cutoff, seed, control and what is saved are replaced;
+            or a task's name or the path of its data, for the built-in models.
         out: folder for the results.
         seeds: of the trainings; two or more give intervals.
         sizes: training texts per label of the learning curve, besides all.
@@ -59,27 +66,55 @@ def verdict(
     Raises:
         InputError: an invalid input; an experiment that was not finished, by name.
     """
+    _check_numbers(seeds, sizes)
+    until = session.deadline(options.pop("hours", None))
+    folder = writable_folder(out)
     settings = task if isinstance(task, Experiment) else Experiment(task=str(task))
-    hybrid = replace(settings, kind="hybrid", save_predictions=True)
-    reader = replace(gemma_only(hybrid), probe=True, llm_layers="cheapest")
-    results = _run([reader], out, options)
-    hybrid = replace(hybrid, llm_layers=results[0].cutoffs[0])
-    task_data = load_task(hybrid)
-    planned = plan_verdict(hybrid, task_data, seeds, sizes)
+    if settings.scored_split != "test":
+        raise InputError(
+            "scored_split is 'validation', but the cutoff is selected by validation texts too: a "
+            "verdict is on the test split"
+        )
+    # The cutoff is not known yet: 1 is in its place.
+    hybrid = replace(
+        settings, kind="hybrid", llm_layers=1, llm_control=None, seed=seeds[0],
+        save_embedder=False, save_predictions=True,
+    )  # fmt: skip
+    data = load_task(hybrid)
+    planned = plan_verdict(hybrid, data, seeds, sizes)
     if encoder:
         planned.append(replace(hybrid, kind="encoder_only", encoder_preset=encoder, probe=True))
-    results += _run(planned, out, options)
-    texts = plan_experiment(hybrid, None, task_data).texts(Subset.EVAL)
-    embedder, cheap = (
-        load_embedder(embedder_folder(plan_experiment(one, Path(out), task_data).path))
-        for one in planned[:2]
-    )
+    for experiment in planned:
+        plan_experiment(experiment, None, data)  # all is checked before any long work
+    # What has no cutoff runs beside what selects it: several processes have more to share then.
+    others = [experiment for experiment in planned if experiment.kind != "hybrid"]
+    reader = replace(gemma_only(hybrid), probe=True, llm_layers="cheapest")
+    results = _run([reader, *others], folder, until, options)
+    (cutoff,) = results[0].cutoffs
+    hybrids = [replace(one, llm_layers=cutoff) for one in planned if one.kind == "hybrid"]
+    results += _run(hybrids, folder, until, options)
+
+    first, cheap = (plan_experiment(one, folder, data) for one in (hybrids[0], others[0]))
+    embedder = _load_cascade(first, cheap)
+    texts = first.texts(Subset.EVAL)
     cutoffs = range(1, embedder.gemma.preset.num_layers + 1)
-    some = texts[:: max(1, len(texts) // COST_TEXTS)][:COST_TEXTS]
-    cost = read_or_measure_cost(out, embedder, cheap, some, cutoffs, COST_REPEATS)
-    found = assemble(results, out, texts=texts, cost=cost)
-    write_verdict(found, out, embedder)
+    full = [text for text in texts if text.strip()]  # some of MTEB's are empty
+    some = full[:: max(1, len(full) // COST_TEXTS)][:COST_TEXTS]
+    roberta = embedder.cheap and embedder.cheap.embedder
+    cost = read_or_measure_cost(folder, embedder, roberta, some, cutoffs, COST_REPEATS)
+    found = assemble(results, folder, texts=texts, cost=cost)
+    write_verdict(found, folder, embedder)
     return found
+
+
+def _check_numbers(seeds: Sequence[int], sizes: Sequence[int]) -> None:
+    if not len(seeds):
+        raise InputError("seeds is empty, but a verdict needs at least one: three or more are best")
+    if wrong := [size for size in sizes if not (isinstance(size, Integral) and size > 0)]:
+        raise InputError(
+            f"sizes has {show_list(wrong, 3)}, but must hold numbers of training texts per label, "
+            "1 or more"
+        )
 
 
 def plan_verdict(
@@ -123,10 +158,28 @@ def _training_labels(experiment: Experiment, task: Task) -> np.ndarray:
     return split.labels[select_rows(experiment, task)[Subset.TRAIN]]
 
 
+def _load_cascade(hybrid: Plan, cheap: Plan) -> Hybrid:
+    """The saved hybrid with RoBERTa alone attached, which is saved in its folder, once.
+
+    So `load_embedder(folder).predict(texts, cascade=0.9)` works. Without validation texts of the
+    labels that were trained on there is no temperature, and nothing is attached.
+    """
+    folder, said = embedder_folder(hybrid.path), read_predictions(cheap.path)
+    embedder, known = load_embedder(folder), said.validation_labels >= 0
+    if not known.any():
+        return embedder
+    temperature = fit_temperature(said.validation_logits[known], said.validation_labels[known])
+    if embedder.cheap is None or embedder.cheap.temperature != temperature:
+        embedder.attach(load_embedder(embedder_folder(cheap.path)), temperature)
+        embedder.save(folder)
+    return embedder
+
+
 def _run(
-    experiments: Sequence[Experiment], out: str | Path, options: dict[str, Any]
+    experiments: Sequence[Experiment], folder: Path, until: float, options: dict[str, Any]
 ) -> list[Result]:
-    results, failed = run_experiments(experiments, out, **options)
+    hours = max(until - time.time(), 1.0) / 3600  # infinite without a limit
+    results, failed = run_experiments(experiments, folder, hours, **options)
     if failed:
         name, reason = next(iter(failed.items()))
         raise InputError(

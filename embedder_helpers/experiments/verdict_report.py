@@ -107,8 +107,8 @@ def decisive_texts(verdict: Verdict) -> pd.DataFrame:
 def _texts(verdict: Verdict, hybrid: Hybrid | None) -> list[PageText]:
     """The decisive texts, coloured by what Gemma says for the hybrid's label."""
     rows = decisive_texts(verdict).to_dict("records")
-    rows = [row for row in rows if isinstance(row["text"], str)]
-    shown = [row["text"][:MAX_LETTERS] for row in rows]
+    rows = [row for row in rows if isinstance(row["text"], str) and row["text"].strip()]
+    shown = [row["text"].strip()[:MAX_LETTERS] for row in rows]
     explained = attribute(hybrid, shown) if hybrid and shown else [None] * len(shown)
     return [
         PageText(
