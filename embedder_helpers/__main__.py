@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -166,7 +167,7 @@ def _verdict_options(parser: Parser) -> None:
     parser.set_defaults(out="results/verdict")
     parser.add_argument(
         "--seeds", nargs="+", type=int, metavar="N",
-        help="seeds of the trainings (default: those of the config)",
+        help="seeds of the trainings (default: those of the config, or 33 34 35 if it has one)",
     )  # fmt: skip
     parser.add_argument(
         "--sizes", nargs="*", type=int, metavar="N",
@@ -188,10 +189,14 @@ def verdict(options: Options) -> None:
     hybrids = [one for one in _experiments(options) if one.kind == "hybrid"]
     if not hybrids:
         raise InputError("a verdict is on a hybrid, but the config has none: set kind: hybrid")
+    same = {"seed": hybrids[0].seed, "llm_layers": hybrids[0].llm_layers}
+    if any(replace(one, **same) != hybrids[0] for one in hybrids):
+        logger.warning("the config has several hybrids: the verdict is on the first one's settings")
+    seeds = list(dict.fromkeys(one.seed for one in hybrids))
     found = verdicts.verdict(
         hybrids[0],
         options.out,
-        seeds=options.seeds or list(dict.fromkeys(one.seed for one in hybrids)),
+        seeds=options.seeds or (seeds if len(seeds) > 1 else verdicts.SEEDS),
         sizes=verdicts.SIZES if options.sizes is None else options.sizes,
         encoder=options.encoder,
         hours=options.hours,
@@ -316,6 +321,11 @@ def _predict_options(parser: Parser) -> None:
     parser.add_argument(
         "--llm", metavar="PRESET", help="name, handle or folder of its Gemma, if it has moved"
     )
+    parser.add_argument(
+        "--cascade", type=float, metavar="P",
+        help="let RoBERTa alone answer where it is sure of its label with this probability, and "
+        "the hybrid elsewhere; needs a hybrid with a cheap classifier, as `verdict` saves it",
+    )  # fmt: skip
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument(
         "--text", action="append", metavar="TEXT", help="text to classify; may be repeated"
@@ -337,7 +347,10 @@ def predict(options: Options) -> None:
     import pandas as pd
 
     from embedder_helpers.data.files import read_table, validate_texts
+    from embedder_helpers.models.cascade import check_threshold
 
+    if options.cascade is not None:
+        check_threshold(options.cascade)
     out = writable_file(options.out, ".csv", "--out") if options.out else None
     if options.text:
         validate_texts(options.text, "--text")
@@ -352,7 +365,7 @@ def predict(options: Options) -> None:
     from embedder_helpers.models.architectures import load_embedder
     from embedder_helpers.results.formats import to_markdown, to_raw_csv
 
-    predictions = load_embedder(options.folder, options.llm).predict(texts)
+    predictions = load_embedder(options.folder, options.llm).predict(texts, options.cascade)
     if out is None:
         print(to_markdown(predictions))
         return

@@ -294,6 +294,80 @@ def test_a_setting_holds_for_every_experiment_of_every_config(requested, tmp_pat
     assert values == {(None, 7)}
 
 
+# The verdict
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The arguments of the verdict that a command asks for; none is run."""
+    found = types.SimpleNamespace(
+        sentence="It is better.", notes=["A note."], table=lambda: pd.DataFrame({"a": [1]})
+    )
+    arguments = {}
+
+    def verdict(hybrid, out, **options):
+        arguments.update(options, hybrid=hybrid, out=out)
+        return found
+
+    monkeypatch.setattr("embedder_helpers.experiments.verdict.verdict", verdict)
+    return arguments
+
+
+def test_a_verdict_is_printed_with_its_notes_its_table_and_its_folder(asked, capsys):
+    assert main(["verdict", "quickstart", "--set", "epochs=3", "--out", "there"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("It is better.\n\nA note.\n\n| a")
+    assert printed.endswith("page, figures and tables: there\n")
+    hybrid = asked.pop("hybrid")
+    assert (hybrid.kind, hybrid.task, hybrid.epochs) == ("hybrid", "sample", 3)
+    assert asked == {
+        "out": "there", "seeds": [33, 34, 35], "sizes": (8, 32, 128, 512), "encoder": None,
+        "hours": None, "cluster": None, "cpus_per_worker": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "seeds", "sizes"),
+    [
+        (["--set", "seed=7"], (33, 34, 35), (8, 32, 128, 512)),
+        (["--seeds", "7", "--sizes", "4", "16"], [7], [4, 16]),
+        (["--seeds", "1", "2", "--sizes"], [1, 2], []),
+    ],
+)
+def test_seeds_and_sizes_of_a_verdict_are_options(asked, options, seeds, sizes):
+    assert main(["verdict", "quickstart", *options]) == 0
+    assert (asked["seeds"], asked["sizes"]) == (seeds, sizes)
+    assert asked["out"] == "results/verdict"
+
+
+@pytest.mark.parametrize(("config", "is_named"), [("quickstart", False), ("ablation", True)])
+def test_a_config_of_several_recipes_is_named(asked, capsys, config, is_named):
+    assert main(["verdict", config]) == 0
+    assert ("on the first one's settings" in capsys.readouterr().err) is is_named
+
+
+def test_a_verdict_without_a_hybrid_is_reported(asked, capsys):
+    error = error_of(capsys, "verdict", "quickstart", "--set", "kind=roberta_only")
+    assert "the config has none: set kind: hybrid" in error and not asked
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sizes", "0"], "sizes has 0"),
+        (["--seeds", "-1"], "seed is -1"),
+        (["--encoder", "./none"], "there is no folder './none'"),
+        (["--hours", "0"], "hours is 0.0"),
+        (["--set", "task=./none"], "./none"),
+    ],
+)
+def test_bad_options_of_a_verdict_are_reported_before_anything_runs(
+    capsys, tmp_path, monkeypatch, options, words
+):
+    monkeypatch.setattr("embedder_helpers.experiments.verdict.run_experiments", None)
+    assert words in error_of(capsys, "verdict", "quickstart", "--out", tmp_path, *options)
+
+
 @pytest.fixture
 def states(tmp_path):
     """A folder with hidden states of two models, each of one text at one cutoff."""
@@ -355,7 +429,7 @@ def test_sweeps_and_the_states_command_share_the_default_folder(results, states_
 class StandIn:
     """An embedder that calls every text a label, without a model."""
 
-    def predict(self, texts):
+    def predict(self, texts, cascade=None):
         return pd.DataFrame({"text": texts, "label": "wet", "p(wet)": 0.75})
 
 
@@ -439,6 +513,30 @@ def test_bad_options_are_reported_before_the_model_is_loaded(predict, capsys, ar
     assert not predict.loaded and Path("in.csv").read_bytes() == before
 
 
+def test_a_cascade_is_asked_for_with_its_probability(predict, capsys, monkeypatch):
+    asked = []
+    stand_in = StandIn.predict
+
+    def predict_in_cascade(self, texts, cascade=None):
+        asked.append(cascade)
+        return stand_in(self, texts).assign(answered_by="roberta_only")
+
+    monkeypatch.setattr(StandIn, "predict", predict_in_cascade)
+    assert predict("--text", "a", "--cascade", "0.9") == 0
+    assert "roberta_only" in capsys.readouterr().out
+    assert predict("--text", "a") == 0
+    assert asked == [0.9, None]
+
+
+@pytest.mark.parametrize("probability", ["1.5", "-0.1", "nan"])
+def test_a_cascade_s_probability_is_checked_before_the_model_is_loaded(
+    predict, capsys, probability
+):
+    assert predict("--text", "a", f"--cascade={probability}") == 2
+    assert "must be a probability from 0 to 1" in capsys.readouterr().err
+    assert not predict.loaded
+
+
 def test_a_tilde_is_the_home_folder(predict, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
@@ -468,7 +566,7 @@ def test_letters_that_the_code_page_lacks_are_escaped(predict, monkeypatch):
 def test_standard_output_holds_the_table_alone(predict, capsys, monkeypatch):
     monkeypatch.setattr(progress, "DELAY", 0)  # bars are shown at once
 
-    def predict_with_a_bar(self, texts):
+    def predict_with_a_bar(self, texts, cascade=None):
         with progress.progress_bar(1, "embedding", "token") as bar:
             bar.update()
         return pd.DataFrame({"text": texts})
@@ -497,7 +595,7 @@ def test_a_command_works_with_a_closed_stream(results, stream):
 
 
 def test_secrets_in_the_error_of_a_library_are_not_shown(predict, capsys, monkeypatch):
-    def fail(self, texts):
+    def fail(self, texts, cascade=None):
         raise ConnectionError("https://user:pw@host/?token=hf_secret")
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -521,7 +619,7 @@ def test_an_output_whose_disk_is_full_is_reported(results):
 def test_an_interrupt_or_a_failing_disk_ends_a_command_in_one_sentence(
     predict, capsys, monkeypatch, error
 ):
-    def fail(self, texts):
+    def fail(self, texts, cascade=None):
         raise error
 
     monkeypatch.setattr(StandIn, "predict", fail)

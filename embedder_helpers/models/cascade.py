@@ -82,6 +82,12 @@ def check_cheap(
     return CheapClassifier(cheap, float(temperature))
 
 
+def check_threshold(threshold: float) -> None:
+    """Raises InputError if the argument `cascade` of `predict` is no probability."""
+    if not (_is_number(threshold) and 0 <= threshold <= 1):
+        raise InputError(f"cascade is {show(threshold)}, but must be a probability from 0 to 1")
+
+
 def answer(
     expensive: Classifier, cheap: CheapClassifier | None, texts: Sequence[str], threshold: float
 ) -> dict[str, Any]:
@@ -106,8 +112,7 @@ def answer(
             "no cheap classifier is attached, which a cascade needs: attach RoBERTa alone, trained "
             "on the same task, with hybrid.attach(roberta, temperature)"
         )
-    if not (_is_number(threshold) and 0 <= threshold <= 1):
-        raise InputError(f"cascade is {show(threshold)}, but must be a probability from 0 to 1")
+    check_threshold(threshold)
     probabilities = cheap.probabilities(texts, expensive.head.classes)
     confidence = probabilities.max(-1)
     unsure = np.flatnonzero(confidence < threshold)
