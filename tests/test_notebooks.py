@@ -8,6 +8,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from made_presets import write_gemma
 from made_results import EMOTION, TRAINED, result
 
 import embedder_helpers
@@ -202,3 +203,39 @@ def test_the_ablation_shows_what_each_step_gained(tmp_path):
     (step,) = [line for line in table.splitlines() if "projection_start ridge" in line]
     assert re.search(r"[+-]\d\.\d{3} \[[+-]\d", step)
     assert (tmp_path / "out" / "steps.png").stat().st_size > 1000
+
+
+VERDICT = """
+epochs: 1
+llm_preset: {gemma}
+"""
+
+
+@pytest.mark.slow
+def test_the_verdict_is_shown_with_its_figures_and_texts(tmp_path, monkeypatch):
+    gemma = write_gemma("gemma2", 2, tmp_path / "gemma").handle
+    lines = [
+        json.dumps({"text": f"<b>The {word}</b> on day {i} of <i>{split}</i>.", "label": word})
+        for split in ("spring", "autumn")
+        for i in range(40)
+        for word in ("rain", "sun")
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    (tmp_path / "small.yaml").write_text(VERDICT.format(gemma=gemma))
+    executed = execute(
+        tmp_path, NOTEBOOKS[4], CONFIG=str(tmp_path / "small.yaml"),
+        TASK=str(tmp_path / "mine.jsonl"), SEEDS=[1, 2], SIZES=[4],
+        OVERRIDES={"samples_per_label": 4}, STATES_DIR=str(tmp_path / "states"),
+    )  # fmt: skip
+    printed = printed_by(executed)
+    assert "On mine, with " in printed and "RoBERTa alone" in printed
+    assert str(tmp_path / "out" / "verdict.html") in printed
+    images = [output for output in outputs(executed) if "image/png" in output.get("data", {})]
+    assert len(images) == 4
+    tables = "".join(
+        output["data"]["text/html"]
+        for output in outputs(executed)
+        if "text/html" in output.get("data", {})
+    )
+    assert "protocol accuracy" in tables and "ms_per_text" in tables
+    assert "<b>The" not in tables
