@@ -1,10 +1,12 @@
 """What a second worker gains, and what the driver of a cluster costs.
 
 usage: python benchmarks/scaling.py --llm presets/gemma3_270m --slm presets/roberta_6l_384 \
-           --data data/amazon_counterfactual [--texts 512]
+           --data data/amazon_counterfactual [--texts 256]
 
-Workers have one CPU each, one thread each. The ideal for two is two independent programs at the
-same time, which is what the machine's memory and caches allow.
+Workers have one thread each, one worker is pinned to one core. Seconds are those of the work, from
+when it is first handed out; starting the processes is not counted, loading or building a model is.
+The ideal for two is two independent programs at the same time, on a core each, which is what the
+machine's memory and caches allow.
 """
 
 import argparse
@@ -26,18 +28,20 @@ ROUNDS = 3
 
 def main() -> None:
     """Measure and print; with --run, measure one part and print it as JSON."""
-    options = parse_options(__doc__, "llm", "slm", texts=512)
+    options = parse_options(__doc__, "llm", "slm", texts=256)
     if options.run:
-        part, workers = options.run.split()
-        print(json.dumps(PARTS[part](options, int(workers))))
+        part, *cores = options.run.split()
+        os.sched_setaffinity(0, map(int, cores))  # also of all processes that this one starts
+        print(json.dumps(PARTS[part](options, len(cores))))
         return
     rows = []
     for part in ("forward", "experiments"):
         seconds = {"one": [], "two": [], "independent": []}
         for _ in range(ROUNDS):
-            seconds["one"].append(measure(options, f"{part} 1"))
-            seconds["two"].append(measure(options, f"{part} 2"))
-            seconds["independent"].append(at_once(options, f"{part} 1"))
+            seconds["one"].append(measure(options, f"{part} 0"))
+            seconds["two"].append(measure(options, f"{part} 0 1"))
+            seconds["independent"].append(at_once(options, part))
+            print(part, {name: values[-1] for name, values in seconds.items()}, file=sys.stderr)
         rows += [
             (f"{part}: one worker's seconds / two workers'", ratio(seconds["one"], seconds["two"])),
             (
@@ -51,7 +55,7 @@ def main() -> None:
                 ),
             ),
         ]
-    per_experiment, early, late = run(options, "idle 2")
+    per_experiment, early, late = run(options, "idle 0 1")
     rows += [
         (
             f"driver: seconds per experiment, of {IDLE_EXPERIMENTS} that do nothing",
@@ -74,7 +78,7 @@ def measure(options: argparse.Namespace, part: str) -> float:
 
 def at_once(options: argparse.Namespace, part: str) -> float:
     """Seconds until two programs that do the same at the same time have both ended."""
-    programs = [start(options, part) for _ in range(2)]
+    programs = [start(options, f"{part} {core}") for core in range(2)]
     return max(json.loads(one.communicate()[0].splitlines()[-1])[0] for one in programs)
 
 
@@ -112,35 +116,54 @@ def experiments_of(options: argparse.Namespace, folder: Path, **settings) -> lis
     return [
         Experiment(
             llm_preset=options.llm, slm_preset=options.slm, task=options.data.name,
-            task_data=str(options.data), max_train_texts=options.texts, epochs=1,
+            task_data=str(options.data), epochs=1,
             states_dir=str(folder / "states"), seed=seed, **settings,
         )
         for seed in (33, 34, 35, 36)
     ]  # fmt: skip
 
 
-def sweep(experiments: list, folder: Path) -> None:
+def seconds_of(method: str, experiments: list, folder: Path) -> float:
+    """Seconds from the first piece of work of a kind that is handed out to the end of the last."""
+    from embedder_helpers.experiments import cluster
     from embedder_helpers.experiments.sweep import run_experiments
 
+    times = []
+
+    class Timed(cluster.Site):
+        """Notes when pieces of work begin and end."""
+
+        def next_job(self, model):
+            job = super().next_job(model)
+            if job and job.method == method:
+                times.append(time.perf_counter())
+            return job
+
+        def end(self, job, answer):
+            if job.method == method:
+                times.append(time.perf_counter())
+            super().end(job, answer)
+
+    cluster.Site = Timed
     _, failed = run_experiments(experiments, folder / "out", cluster="local", cpus_per_worker=1)
     if failed:
         raise SystemExit(f"an experiment failed: {failed}")
+    return times[-1] - times[0]
 
 
 @on_workers
 def forward(options: argparse.Namespace, folder: Path) -> list[float]:
-    """Seconds of a walk through Gemma, shared by all workers: log lines say when it is done."""
-    begun = time.perf_counter()
-    sweep(experiments_of(options, folder, kind="gemma_only", llm_layers=12)[:1], folder)
-    return [time.perf_counter() - begun]
+    """Seconds of a walk through Gemma, of several shards of texts, that all workers share."""
+    settings = dict(kind="gemma_only", probe=True, max_train_texts=8 * options.texts)
+    experiments = experiments_of(options, folder, llm_layers=12, **settings)
+    return [seconds_of("compute_shard", experiments[:1], folder)]
 
 
 @on_workers
 def training(options: argparse.Namespace, folder: Path) -> list[float]:
     """Seconds of four trainings of RoBERTa alone, which needs no hidden states."""
-    begun = time.perf_counter()
-    sweep(experiments_of(options, folder, kind="roberta_only"), folder)
-    return [time.perf_counter() - begun]
+    settings = dict(kind="roberta_only", max_train_texts=options.texts)
+    return [seconds_of("run", experiments_of(options, folder, **settings), folder)]
 
 
 @on_workers
@@ -157,11 +180,11 @@ def idle(options: argparse.Namespace, folder: Path) -> list[float]:
             return [(False, [(name, 0) for name in site[1]])]
 
         def run(self, site, batch, name):
-            return Outcome(Status.FINISHED), None
+            return Outcome(Status.FINISHED), {}
 
     cluster.RemoteExecutor = Idle
     names = [f"experiment-{number}" for number in range(IDLE_EXPERIMENTS)]
-    arguments = ([], str(folder), "token", time.time() + 3600)
+    arguments = ([], os.getcwd(), str(folder), "token", time.time() + 3600)
     workers = cluster._start_workers(arguments, 1)
     process, memory = psutil.Process(), []
 

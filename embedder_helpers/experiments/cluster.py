@@ -23,23 +23,24 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedder_helpers.config import Experiment
-from embedder_helpers.errors import InputError
+from embedder_helpers.errors import InputError, reason_of
 from embedder_helpers.experiments.plan import Outcome, Plan, Status
 from embedder_helpers.experiments.remote import RemoteExecutor
 from embedder_helpers.experiments.site import Job, Site, divide
 from embedder_helpers.results.formats import write_text
 from embedder_helpers.utils import progress, shared_folders
-from embedder_helpers.utils.files import PACKAGE
+from embedder_helpers.utils.files import PACKAGE, writable_folder
 
 logger = logging.getLogger(__name__)
 
+START_SECONDS = 60.0  # after which a line says that processes have not begun
 POLL_SECONDS = 1.0  # between two looks at what has ended
 REST_SECONDS = 2.0  # before a process that could not be reached is asked again
 LOST_SECONDS = 180.0  # after which it counts as dead
 MEMORY = 100 * 2**20  # bytes of Ray's own store: rows of shards, and texts of result files
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """An actor, as the driver knows it.
 
@@ -52,6 +53,7 @@ class Worker:
         log: answer to the last question for log lines.
         lost_since: when it was first not reached; None: it was.
         rests_until: when it can be asked again.
+        failure: why it was left out.
     """
 
     actor: Any
@@ -62,6 +64,7 @@ class Worker:
     log: Any = None
     lost_since: float | None = None
     rests_until: float = 0.0
+    failure: str = ""
 
 
 def run_on_cluster(
@@ -82,24 +85,25 @@ def run_on_cluster(
         folder: for the results.
         until: deadline in seconds since 1970.
         address: of a Ray cluster; None: this machine.
-        cpus_per_worker: CPUs of an actor on a machine without GPUs; None: all of them.
+        cpus_per_worker: CPUs of an actor on a machine without GPUs; None: all of them, unless
+            another machine has GPUs.
 
     Returns:
         The outcomes by name.
 
     Raises:
-        InputError: there is no such cluster, or no actor could begin.
+        InputError: there is no such cluster, no actor can work, or embedders cannot be saved.
     """
     token = uuid.uuid4().hex[:8]
     settings = [experiment.as_dict() for experiment in experiments]
-    arguments = settings, str(folder.resolve()), token, until
+    arguments = settings, os.getcwd(), str(folder.resolve()), token, until
     with _connected(address):
         shared_folders.leave_file(folder, token)
         workers: list[Worker] = []
         try:
             workers += _start_workers(arguments, cpus_per_worker)
-            _assign(workers, plans, todo, token)
-            return _Driver(workers, folder, len(todo)).run()
+            able = _assign(workers, plans, todo, folder, token, until)
+            return _Driver(able, folder, len(todo)).run()
         finally:
             shared_folders.remove_file(folder, token)
             _end(workers)
@@ -119,9 +123,9 @@ def _connected(address: str | None) -> Iterator[None]:
     os.environ["PYTHONPATH"] = path.rstrip(os.pathsep)  # of a local Ray's processes
     try:
         ray.init(address or "local", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         where = f"the Ray cluster {address}" if address else "Ray on this machine"
-        raise InputError(f"{where} cannot be used: {error}") from None
+        raise InputError(f"{where} cannot be used: {reason_of(error)}") from None
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
@@ -134,14 +138,18 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _start_workers(arguments: tuple, cpus_per_worker: int | None) -> list[Worker]:
-    """An actor for each GPU of each node; where there is none, for so many of its CPUs."""
+    """An actor for each GPU of each node; where there is none, for so many of its CPUs.
+
+    A machine without GPUs would keep those that have some waiting, and differ in the last bits.
+    """
     remote = ray.remote(concurrency_groups={"log": 1}, max_restarts=-1)(RemoteExecutor)
     workers = []
     nodes = [node for node in ray.nodes() if node["Alive"]]
+    has_gpus = any(node["Resources"].get("GPU") for node in nodes)
     for machine, node in enumerate(nodes, 1):
         resources = node["Resources"]
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        size = min(cpus_per_worker or cpus, cpus)
+        size = min(cpus_per_worker or (0 if has_gpus else cpus), cpus)
         count = gpus or (cpus // size if size else 0)
         needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": size}
         affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -153,7 +161,8 @@ def _start_workers(arguments: tuple, cpus_per_worker: int | None) -> list[Worker
             workers.append(Worker(actor.remote(*arguments, threads), node["NodeID"], name))
     if not workers:
         raise InputError("the Ray cluster has neither a GPU nor a CPU to compute with")
-    logger.info("Ray: %d processes on %d machine(s)", len(workers), len(nodes))
+    machines = {worker.node for worker in workers}
+    logger.info("Ray: %d processes on %d machine(s)", len(workers), len(machines))
     return workers
 
 
@@ -166,32 +175,81 @@ def _end(workers: Sequence[Worker]) -> None:
 
 
 def _assign(
-    workers: Sequence[Worker], plans: Sequence[Plan], todo: Sequence[Plan], token: str
-) -> None:
-    """Divide the experiments among those workers that share a folder of hidden states."""
-    groups = _sharing_states(workers, token)
-    parts = divide(plans, [len(group) for group in groups])
+    workers: Sequence[Worker],
+    plans: Sequence[Plan],
+    todo: Sequence[Plan],
+    folder: Path,
+    token: str,
+    until: float,
+) -> list[Worker]:
+    """Divide the experiments among those workers that share a folder of hidden states.
+
+    Returns:
+        The workers that can work.
+
+    Raises:
+        InputError: none can; or embedders would be saved where nobody finds them.
+    """
+    answers = _ask(workers, until, "shares_results")
+    saves = any(plan.experiment.save_embedder for plan in todo)
+    if saves and not all(is_shared for _, is_shared in answers):
+        raise InputError(
+            f"save_embedder needs a folder of results that all machines share, which {folder} is "
+            "not: set --out to one"
+        )
+    groups = _sharing_states([worker for worker, _ in answers], token, until)
+    if not groups:
+        raise InputError(f"no process of the cluster can work: {workers[0].failure}")
+    parts = divide(plans, [len(group) for group, _ in groups])
     unfinished = {plan.path for plan in todo}
-    for group, part in zip(groups, parts, strict=True):
+    for (group, capacity), part in zip(groups, parts, strict=True):
         names = [plan.path.stem for plan in part]
         names_todo = [plan.path.stem for plan in part if plan.path in unfinished]
-        capacity = ray.get(group[0].actor.capacity.remote())
         sites = deque([Site(names, names_todo, capacity)] if names_todo else [])
         for worker in group:
             worker.sites = sites
+    return [worker for group, _ in groups for worker in group]
 
 
-def _sharing_states(workers: Sequence[Worker], token: str) -> list[list[Worker]]:
-    """The workers, those together that see the same folder of hidden states."""
+def _sharing_states(
+    workers: Sequence[Worker], token: str, until: float
+) -> list[tuple[list[Worker], float]]:
+    """The workers, those together that see the same folder of hidden states, and its room."""
     rest, groups = list(workers), []
     while rest:
-        first = rest[0].actor
-        ray.get(first.leave_token.remote(token))
-        sees = ray.get([worker.actor.sees_token.remote(token) for worker in rest])
-        ray.get(first.remove_token.remote(token))
-        groups.append([worker for worker, one in zip(rest, sees, strict=True) if one])
-        rest = [worker for worker, one in zip(rest, sees, strict=True) if not one]
+        first = rest[:1]
+        is_left = _ask(first, until, "leave_token", token)
+        sees = dict(_ask(rest if is_left else rest[1:], until, "sees_token", token))
+        _ask(first, until, "remove_token", token)
+        answers = _ask([worker for worker in sees if sees[worker]], until, "capacity")
+        if answers:
+            groups.append(([worker for worker, _ in answers], min(room for _, room in answers)))
+        rest = [worker for worker in sees if not sees[worker]]
     return groups
+
+
+def _ask(
+    workers: Sequence[Worker], until: float, method: str, *arguments: Any
+) -> list[tuple[Worker, Any]]:
+    """The workers with their answers; those that give none are left out from now on."""
+    asked = [getattr(worker.actor, method).remote(*arguments) for worker in workers]
+    late = ray.wait(asked, num_returns=len(asked), timeout=START_SECONDS)[1] if asked else []
+    if late:
+        text = "waiting for %d processes: others may be using the GPUs or CPUs of the cluster"
+        logger.info(text, len(late))
+    answers = []
+    for worker, reference in zip(workers, asked, strict=True):
+        timeout = None if until == float("inf") else max(0.0, until - time.time())
+        try:
+            answers.append((worker, ray.get(reference, timeout=timeout)))
+        except RayError as error:
+            worker.failure = _reason(error)
+            logger.warning("%s: others go on without it: %s", worker.name, worker.failure)
+    return answers
+
+
+def _reason(error: RayError) -> str:
+    return reason_of(error.cause if isinstance(error, RayTaskError) else error)
 
 
 class _Driver:
@@ -199,16 +257,19 @@ class _Driver:
 
     def __init__(self, workers: list[Worker], folder: Path, count: int):
         self._workers, self._folder, self._count = workers, folder, count
-        self._sites = list({id(site): site for one in workers for site in one.sites}.values())
+        self._sites = list(dict.fromkeys(site for one in workers for site in one.sites))
         # What runs, since when, by Ray's references.
         self._running: dict[Any, tuple[Worker, Site, Job, float]] = {}
 
     def run(self) -> dict[str, Outcome]:
         """The outcomes by name."""
+        looked = 0.0
         with progress.progress_bar(self._count, "sweep", "experiment") as bar:
             while True:
                 self._hand_out()
-                if not self._running and not any(one.lost_since for one in self._workers):
+                if not self._running and not any(
+                    one.sites and one.lost_since is not None for one in self._workers
+                ):
                     break
                 if self._running:
                     ended, _ = ray.wait(list(self._running), timeout=POLL_SECONDS)
@@ -217,8 +278,11 @@ class _Driver:
                     time.sleep(POLL_SECONDS)
                 for reference in ended:
                     bar.update(self._take_answer(reference))
-                self._show_logs()
-        self._show_logs()
+                if time.monotonic() > looked + POLL_SECONDS:
+                    self._show_logs()
+                    looked = time.monotonic()
+        for _ in range(2):  # what was asked before the end, and what was logged since
+            self._show_logs(POLL_SECONDS)
         lost = Outcome(Status.FAILED, "no process of the cluster was left to run it")
         outcomes = {}
         for site in self._sites:
@@ -226,11 +290,11 @@ class _Driver:
         return outcomes
 
     def _hand_out(self) -> None:
-        busy = {id(worker) for worker, *_ in self._running.values()}
+        busy = {worker for worker, *_ in self._running.values()}
         for worker in self._workers:
-            while worker.sites and not worker.sites[0].unfinished:
+            while worker.sites and worker.sites[0].is_finished():
                 worker.sites.popleft()
-            if id(worker) in busy or not worker.sites or time.monotonic() < worker.rests_until:
+            if worker in busy or not worker.sites or time.monotonic() < worker.rests_until:
                 continue
             site = worker.sites[0]
             if job := site.next_job(worker.model):
@@ -245,8 +309,7 @@ class _Driver:
         try:
             answer = ray.get(reference)
         except RayTaskError as error:
-            reason = str(error.cause) if isinstance(error.cause, InputError) else repr(error.cause)
-            site.fail(job, f"{worker.name}: {reason}")
+            site.fail(job, f"{worker.name}: {_reason(error)}")
         except RayError as error:
             # A machine that died is asked in vain until Ray has noticed.
             site.try_again(job, was_begun=time.monotonic() > begun + REST_SECONDS)
@@ -255,12 +318,20 @@ class _Driver:
             worker.lost_since = None
             if job.method == "run":
                 worker.model = job.model
-                answer, text = answer
-                if text is not None:
-                    write_text(self._folder / f"{job.argument}.json", text)
-                answer = Outcome(*answer)
+                answer = self._write(*answer)
             site.end(job, answer)
         return len(site.outcomes) - before
+
+    def _write(self, outcome: tuple, texts: dict[str, str]) -> Outcome:
+        """Write the files of an experiment that ran where the folder is not shared."""
+        try:
+            for path, text in texts.items():
+                file = self._folder / path
+                writable_folder(file.parent)
+                write_text(file, text)
+        except InputError as error:
+            return Outcome(Status.FAILED, reason_of(error))
+        return Outcome(*outcome)
 
     def _lose(self, worker: Worker, error: RayError) -> None:
         """Wait for a worker that could not be reached to be started again, or go on without it."""
@@ -288,9 +359,12 @@ class _Driver:
             self._sites.append(rest)
             heir.sites.append(rest)
 
-    def _show_logs(self) -> None:
+    def _show_logs(self, seconds: float = 0.0) -> None:
+        """Show the workers' log lines as far as they come in time, and ask for more."""
+        end = time.monotonic() + seconds
         for worker in self._workers:
-            if worker.log is not None and ray.wait([worker.log], timeout=0)[0]:
+            rest = max(0.0, end - time.monotonic())
+            if worker.log is not None and ray.wait([worker.log], timeout=rest)[0]:
                 with contextlib.suppress(RayError):
                     for level, text in ray.get(worker.log):
                         logger.log(level, "%s: %s", worker.name, text)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from embedder_helpers.errors import MAX_MESSAGE, InputError, redact, shorten
+from embedder_helpers.errors import InputError, reason_of, redact
 from embedder_helpers.experiments import session
-from embedder_helpers.experiments.plan import Outcome, Plan, Status, Subset
+from embedder_helpers.experiments.plan import NO_TIME, Outcome, Plan, Status, Subset
 from embedder_helpers.experiments.reuse import ReusableModels, by_architecture, classifier_key
 from embedder_helpers.experiments.run import run_experiment
 from embedder_helpers.experiments.schedule import ExperimentBatch, schedule
@@ -30,7 +30,6 @@ from embedder_helpers.utils.keras_state import own_keras_state
 
 logger = logging.getLogger(__name__)
 
-SKIPPED = Outcome(Status.SKIPPED, "skipped for lack of time (HOURS, or --hours)")
 FINISHED = Outcome(Status.FINISHED)
 
 
@@ -77,16 +76,18 @@ class Executor:
             batch.compute_shard(shard)
 
     def run(self, batch: ExperimentBatch, plan: Plan) -> Outcome:
-        """Run an experiment and write its result, unless there is no time for it."""
+        """Run an experiment and write its result, unless it has one, or there is no time for it."""
         work = experiment_work(plan)
         if is_trained(plan) and not self._models.has_classifier(plan):
             work[progress.BUILDING] = 1
         if not self._in_time(work):
-            return SKIPPED
-        logger.info(plan.path.stem)
+            return NO_TIME
         if batch.gemma:
             batch.gemma.unload()
         try:
+            if plan.is_finished():  # by another run, or by a process that died after it
+                return FINISHED
+            logger.info(plan.path.stem)
             writable_folder(plan.path.parent)  # a disk may have become full since the last one
             with self._overall.task(work):
                 _run_one(plan, batch.cache, self._models)
@@ -138,7 +139,7 @@ def run_all(plans: Sequence[Plan], todo: Sequence[Plan], until: float) -> dict[s
         for batch in executor.batches:
             is_computed = _compute_states(executor, batch)
             for plan in by_architecture(batch.plans):
-                outcome = executor.run(batch, plan) if is_computed else SKIPPED
+                outcome = executor.run(batch, plan) if is_computed else NO_TIME
                 outcomes[plan.path.stem] = outcome
     return outcomes
 
@@ -187,13 +188,6 @@ def _log_failure(error: Exception, plan: Plan) -> str:
         with contextlib.suppress(InputError):  # the disk may be what failed
             write_text(_traceback_file(plan), text)
     return reason_of(error)
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong, on one line, bounded and without secrets."""
-    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    text = redact(text).encode(errors="backslashreplace").decode()  # half of a surrogate pair
-    return shorten(" ".join(text.split()), MAX_MESSAGE)
 
 
 def _traceback_file(plan: Plan) -> Path:

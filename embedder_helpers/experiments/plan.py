@@ -50,6 +50,9 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
+NO_TIME = Outcome(Status.SKIPPED, "skipped for lack of time (HOURS, or --hours)")
+
+
 @dataclass(frozen=True)
 class Plan:
     """An experiment whose inputs were all found and checked, and where its result goes.

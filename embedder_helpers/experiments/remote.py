@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from embedder_helpers.experiments.plan import Plan
 
 LOG_LINES = 1000  # that are kept until the driver asks for them
+MAX_RETRIES = 3  # of what is asked before the work begins, if the process dies
 
 
 class RemoteExecutor:
@@ -34,6 +35,7 @@ class RemoteExecutor:
 
     Args:
         experiments: settings of each of the sweep's experiments.
+        directory: in which the driver works, and from which relative paths count.
         folder: for the results, if this machine shares it with the driver.
         token: of the sweep, whose driver has left a file in that folder (`shared_folders`).
         until: deadline in seconds since 1970.
@@ -43,11 +45,14 @@ class RemoteExecutor:
     def __init__(
         self,
         experiments: Sequence[dict[str, Any]],
+        directory: str,
         folder: str,
         token: str,
         until: float,
         num_cpus: int | None,
     ):
+        with contextlib.suppress(OSError):  # there is none here, and only absolute paths count
+            os.chdir(directory)
         if num_cpus:  # read when TensorFlow is imported
             for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
                 os.environ[name] = str(num_cpus)
@@ -58,7 +63,8 @@ class RemoteExecutor:
         use_marks.join_sweep(token)
         self._experiments, self._until, self._token = experiments, until, token
         self._is_shared = shared_folders.sees_file(Path(folder), token)
-        self._folder = Path(folder) if self._is_shared else Path(tempfile.mkdtemp())
+        self._own_folder = None if self._is_shared else tempfile.TemporaryDirectory()
+        self._folder = Path(self._own_folder.name if self._own_folder else folder)
         self._stack = contextlib.ExitStack()
         self._site: tuple[Any, ...] | None = None
         self._plans: dict[str, Plan] = {}
@@ -73,23 +79,27 @@ class RemoteExecutor:
                 lines.append(self._lines.popleft())
         return lines
 
+    @ray.method(max_task_retries=MAX_RETRIES)
     def shares_results(self) -> bool:
         """Whether this machine has the driver's folder of results."""
         return self._is_shared
 
-    def leave_token(self, token: str) -> bool:
+    @ray.method(max_task_retries=MAX_RETRIES)
+    def leave_token(self, token: str) -> None:
         """Leave a file in the folder of hidden states, for other machines that share it to see."""
         shared_folders.leave_file(self._states_folder(), token)
-        return True
 
+    @ray.method(max_task_retries=MAX_RETRIES)
     def sees_token(self, token: str) -> bool:
         """Whether another machine's file is there."""
         return shared_folders.sees_file(self._states_folder(), token)
 
+    @ray.method(max_task_retries=MAX_RETRIES)
     def remove_token(self, token: str) -> None:
         """Remove it."""
         shared_folders.remove_file(self._states_folder(), token)
 
+    @ray.method(max_task_retries=MAX_RETRIES)
     def capacity(self) -> float:
         """Bytes that hidden states can take in their folder."""
         from embedder_helpers.models.hidden_states import HiddenStateCache
@@ -139,18 +149,23 @@ class RemoteExecutor:
         with _own_keras_state():
             executor.compute_shard(executor.batches[batch], shard)
 
-    def run(self, site: tuple, batch: int, name: str) -> tuple[tuple, str | None]:
-        """As `Executor.run`; the content of the result file too, if the driver cannot read it."""
+    def run(self, site: tuple, batch: int, name: str) -> tuple[tuple, dict[str, str]]:
+        """As `Executor.run`; what it wrote too, by path in the folder, if the driver lacks it."""
         executor = self._at(site)
-        plan = self._plans[name]
         with _own_keras_state():
-            outcome = executor.run(executor.batches[batch], plan)
-        is_wanted = plan.path.exists() and not self._is_shared
-        return outcome, plan.path.read_text(encoding="utf-8") if is_wanted else None
+            outcome = executor.run(executor.batches[batch], self._plans[name])
+        written = [] if self._is_shared else self._folder.rglob(f"{name}.*")
+        texts = {
+            path.relative_to(self._folder).as_posix(): path.read_text(encoding="utf-8")
+            for path in written
+        }
+        return outcome, texts
 
     def close(self) -> None:
-        """Leave nothing behind in the folder of hidden states."""
+        """Leave nothing behind."""
         self._stack.close()
+        if self._own_folder:
+            self._own_folder.cleanup()
         use_marks.own_mark(self._states_folder()).remove()
 
     def _at(self, site: tuple) -> "Executor":

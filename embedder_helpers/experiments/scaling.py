@@ -11,7 +11,7 @@ from embedder_helpers.experiments.estimate import Device, Part, sweep_parts
 
 # Measured on two cores of an AMD EPYC: docs/performance.md.
 START_SECONDS = 20.0  # until a process of a cluster has imported TensorFlow and planned
-DRIVER_SECONDS = 0.05  # of the driver for an experiment, one after another
+DRIVER_SECONDS = 0.002  # of the driver for an experiment, one after another
 
 
 def estimate_workers(

@@ -99,7 +99,8 @@ def schedule(
         folder = experiment.states_dir or environment.states_folder()
         cache = HiddenStateCache(folder, experiment.states_gigabytes)
         if key:
-            batches += _gemma_batches(group, todo, cache, capacity or cache.capacity())
+            room = cache.capacity() if capacity is None else capacity
+            batches += _gemma_batches(group, todo, cache, room)
         else:
             batches.append(ExperimentBatch(_unfinished(group, todo), cache))
     return [batch for batch in batches if batch.plans]

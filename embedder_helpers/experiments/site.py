@@ -8,13 +8,11 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from embedder_helpers.experiments.plan import Outcome, Plan, Status
+from embedder_helpers.experiments.plan import NO_TIME, Outcome, Plan, Status
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5  # at a piece of work at which processes die
-
-NO_TIME = Outcome(Status.SKIPPED, "skipped for lack of time (HOURS, or --hours)")
 
 
 class Job(NamedTuple):
@@ -69,6 +67,10 @@ class Site:
     def unfinished(self) -> list[str]:
         """The names of the experiments that have not ended."""
         return [name for name in self.key[1] if name not in self.outcomes]
+
+    def is_finished(self) -> bool:
+        """Whether all experiments have ended."""
+        return len(self.outcomes) == len(self.key[1])
 
     def next_job(self, model: int | None) -> Job | None:
         """What an actor should do, if possible with the model it has; None: nothing for now."""

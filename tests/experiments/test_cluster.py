@@ -1,5 +1,6 @@
 """Several processes on Ray, and what happens if one dies."""
 
+import logging
 import os
 import signal
 import sys
@@ -9,11 +10,14 @@ import psutil
 import pytest
 from made_task import experiment, write_task
 
+from embedder_helpers.errors import InputError
+from embedder_helpers.experiments.plan import Status, plan_all
 from embedder_helpers.experiments.sweep import run_experiments
 
 ray = pytest.importorskip("ray", reason="Ray is an optional extra")
 
 from embedder_helpers.experiments import cluster  # noqa: E402
+from embedder_helpers.experiments.remote import RemoteExecutor  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -138,3 +142,144 @@ def test_a_worker_that_is_killed_is_started_again(two_workers, alone, task, tmp_
         both = run_experiments(experiments, tmp_path / "out", **two_workers)
     assert killed and scores_of(both) == scores_of(alone)
     assert not actor_processes()
+
+
+# === With processes that only pretend to work ===
+
+
+@pytest.fixture
+def run_with(two_workers, task, tmp_path, monkeypatch):
+    """Run an experiment with a class in the place of `RemoteExecutor`; returns the outcome."""
+
+    def run(executor, **settings):
+        monkeypatch.setattr(cluster, "RemoteExecutor", executor)
+        states = str(tmp_path / "states")
+        one = experiment(task, kind="roberta_only", epochs=0, states_dir=states, **settings)
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        plans = plan_all([one], out)
+        outcomes = cluster.run_on_cluster([one], plans, plans, out, float("inf"), None, 1)
+        assert not any(path.name.startswith(".") for path in out.iterdir())
+        return outcomes[plans[0].path.stem]
+
+    return run
+
+
+@pytest.fixture
+def pretending():
+    """An executor that finishes everything at once, without TensorFlow."""
+
+    class Pretending(RemoteExecutor):  # a function's class is sent, for this file is not found
+        def capacity(self):
+            return 1e9
+
+        def batches(self, site):
+            return [(False, [(name, 0) for name in site[1]])]
+
+        def run(self, site, batch, name):
+            return (Status.FINISHED, ""), {}
+
+        def close(self):
+            pass
+
+    return Pretending
+
+
+def test_the_last_log_line_is_shown_too(run_with, pretending, caplog):
+    class Talking(pretending):
+        def run(self, *arguments):
+            logging.getLogger("embedder_helpers").info("all is done")
+            return super().run(*arguments)
+
+    caplog.set_level("INFO", "embedder_helpers")
+    run_with(Talking)
+    assert "all is done" in caplog.text
+
+
+def test_a_process_that_dies_at_the_last_experiment_is_not_waited_for(
+    run_with, pretending, tmp_path
+):
+    mark = tmp_path / "died"
+
+    class Dying(pretending):
+        def run(self, *arguments):
+            if not mark.exists():
+                mark.touch()
+                os._exit(1)
+            return super().run(*arguments)
+
+    assert run_with(Dying).status is Status.FINISHED and mark.exists()
+
+
+def test_a_process_that_dies_before_the_work_begins_is_asked_again(run_with, pretending, tmp_path):
+    mark = tmp_path / "died"
+
+    class Dying(pretending):
+        def _states_folder(self):
+            if not mark.exists():
+                mark.touch()
+                os._exit(1)
+            return super()._states_folder()
+
+    assert run_with(Dying).status is Status.FINISHED and mark.exists()
+
+
+def test_a_process_that_cannot_begin_is_left_out(run_with, pretending, tmp_path, caplog):
+    mark = tmp_path / "mark"
+
+    class Refusing(pretending):
+        def __init__(self, *arguments):
+            try:
+                mark.touch(exist_ok=False)
+            except FileExistsError:  # by the other process
+                super().__init__(*arguments)
+            else:
+                raise OSError("no such library")
+
+    assert run_with(Refusing).status is Status.FINISHED
+    assert "others go on without it" in caplog.text and "no such library" in caplog.text
+
+
+def test_if_no_process_can_work_the_error_says_why(run_with, pretending, tmp_path):
+    (tmp_path / "states").touch()
+    with pytest.raises(InputError, match="no process of the cluster can work: .*states_dir"):
+        run_with(pretending)
+
+
+def test_embedders_are_not_saved_where_the_driver_does_not_find_them(run_with, pretending):
+    class Elsewhere(pretending):
+        def shares_results(self):
+            return False
+
+    with pytest.raises(InputError, match="save_embedder needs a folder of results that all"):
+        run_with(Elsewhere, save_embedder=True)
+
+
+def test_machines_without_gpus_rest_if_others_have_some_unless_told_otherwise(monkeypatch):
+    class Actor:
+        def options(self, **options):
+            return self
+
+        def remote(self, *arguments):
+            return None
+
+    def count(*resources, cpus_per_worker=None):
+        nodes = [
+            {"Alive": True, "NodeID": f"{number:056x}", "Resources": {"CPU": cpus, "GPU": gpus}}
+            for number, (cpus, gpus) in enumerate(resources)
+        ]
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        monkeypatch.setattr(ray, "remote", lambda **options: lambda executor: Actor())
+        workers = cluster._start_workers((), cpus_per_worker)
+        return [sum(one.node == node["NodeID"] for one in workers) for node in nodes]
+
+    assert count((8, 0), (8, 2)) == [0, 2]
+    assert count((8, 0), (8, 2), cpus_per_worker=4) == [2, 2]
+    assert count((8, 0), (4, 0)) == [1, 1]
+
+
+def test_a_result_that_cannot_be_written_here_is_a_failure(tmp_path):
+    (tmp_path / "file").touch()
+    driver = cluster._Driver([], tmp_path / "file", 0)
+    outcome = driver._write((Status.FINISHED, ""), {"a.json": "{}"})
+    assert outcome.status is Status.FAILED and "file" in outcome.reason

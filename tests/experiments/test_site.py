@@ -80,7 +80,7 @@ def test_every_experiment_is_handed_out_once_and_no_stage_begins_before_the_last
         made.end(job, [[i] for i in range(shards)] if job.method == "prepare" else DONE)
     run = [job.argument for job in order if job.method == "run"]
     assert sorted(run) == sorted(made.key[0]) and len(set(run)) == len(run)
-    assert not made.unfinished and set(made.outcomes) == set(run)
+    assert made.is_finished() and set(made.outcomes) == set(run)
 
 
 def test_experiments_that_read_no_hidden_states_fill_the_gaps():
