@@ -16,7 +16,7 @@ import os
 import warnings
 from typing import Any
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 # The public names, by the module that defines them.
 _PUBLIC = {

@@ -19,7 +19,7 @@ from embedder_helpers.config import Experiment, with_baselines
 from embedder_helpers.config_files import load_experiments, parse_overrides
 from embedder_helpers.errors import MAX_MESSAGE, MAX_VALUE, InputError, redact, shorten, show
 from embedder_helpers.utils import environment, keras_state, progress
-from embedder_helpers.utils.files import as_path, writable_file
+from embedder_helpers.utils.files import as_path, writable_file, writable_folder
 
 logger = logging.getLogger("embedder_helpers")  # not `__main__`, which is what this module is
 
@@ -132,6 +132,15 @@ def _sweep_options(parser: Parser) -> None:
         help="time limit in hours; experiments that would exceed it are not started "
         "(default: none; on Kaggle, the session's limit)",
     )  # fmt: skip
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS",
+        help="a Ray cluster to run on, or `local` for several processes on this machine "
+        "(default: RAY_ADDRESS, or all GPUs of this machine)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cpus-per-worker", type=int, metavar="N",
+        help="CPUs of each process of a cluster without GPUs (default: a machine's)",
+    )  # fmt: skip
 
 
 @command("run the experiments of configs and print their table", _sweep_options)
@@ -140,7 +149,10 @@ def sweep(options: Options) -> int:
     from embedder_helpers.experiments import sweep as sweeps
     from embedder_helpers.results.report import summarize
 
-    results, failed = sweeps.run_experiments(_experiments(options), options.out, options.hours)
+    workers = options.cluster, options.cpus_per_worker
+    results, failed = sweeps.run_experiments(
+        _experiments(options), options.out, options.hours, *workers
+    )
     try:
         summarize(results, options.out)
     finally:
@@ -158,6 +170,10 @@ def _estimate_options(parser: Parser) -> None:
         help="device to estimate for: T4, L4, A100, or `here` for this machine's "
         "(default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, nargs="+", metavar="N", default=[],
+        help="also estimate hours on so many processes of a cluster, each with such a device",
+    )  # fmt: skip
 
 
 @command("estimate memory, disk and hours of a sweep without running it", _estimate_options)
@@ -174,6 +190,12 @@ def estimate(options: Options) -> None:
     device = costs.measure_device() if options.on == "here" else costs.GPUS[options.on]
     print(to_markdown(costs.estimate_cost(experiments, device)))
     print(f"{options.on}: {costs.describe_device(device)}")
+    if options.workers:
+        from embedder_helpers.experiments.scaling import estimate_workers
+
+        if min(options.workers) < 1:
+            raise InputError(f"--workers is {min(options.workers)}, but must be 1 or more")
+        print("\n" + to_markdown(estimate_workers(experiments, device, options.workers).round(3)))
     for sentence in costs.memory_advice(experiments, device):
         print(sentence)
 
@@ -360,17 +382,19 @@ def _states_options(parser: Parser) -> None:
 def states(options: Options) -> None:
     """List or clear the hidden-state cache."""
     keras_state.backend()
-    from embedder_helpers.models.hidden_states import HiddenStateCache
+    from embedder_helpers.models import cache_folder
 
     folder = as_path(options.dir) if options.dir else environment.states_folder()
     if options.dir and not folder.is_dir():
         raise InputError(f"--dir: there is no folder {show(options.dir)}")
-    cache = HiddenStateCache(folder)
+    folder = writable_folder(folder, "states_dir")
+    cache_folder.log_old_files(folder)
     if options.clear is not None:
-        print(f"{cache.clear(options.clear or None) / 1e9:.2f} GB freed in {cache.folder}")
+        freed = cache_folder.clear(folder, options.clear or None)
+        print(f"{freed / 1e9:.2f} GB freed in {folder}")
         return
-    summary = cache.summary()
-    print(summary.to_string(index=False) if len(summary) else f"no hidden states in {cache.folder}")
+    summary = cache_folder.summary(folder)
+    print(summary.to_string(index=False) if len(summary) else f"no hidden states in {folder}")
 
 
 if __name__ == "__main__":

@@ -83,3 +83,10 @@ def redact(text: str) -> str:
     for secret in filter(None, map(os.environ.get, SECRETS)):
         text = text.replace(secret, "***")
     return text
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, on one line, bounded and without secrets."""
+    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    text = redact(text).encode(errors="backslashreplace").decode()  # half of a surrogate pair
+    return shorten(" ".join(text.split()), MAX_MESSAGE)

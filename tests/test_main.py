@@ -17,8 +17,11 @@ import pytest
 from embedder_helpers.__main__ import main
 from embedder_helpers.builtin import BUILTIN_FOLDER, BUILTIN_PRESETS
 from embedder_helpers.models import presets
+from embedder_helpers.models.batching import from_lengths
+from embedder_helpers.models.cache_folder import spec_prefix
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import HiddenStateCache
+from embedder_helpers.models.shard_file import shard_path, write_shard
 from embedder_helpers.results.tables import CSV_FILE, LAYERS_FIGURE, SCORES_FIGURE, TABLE_FILE
 from embedder_helpers.utils import progress
 
@@ -268,7 +271,7 @@ def requested(monkeypatch):
     """The experiments that a command asks for; none is run."""
     found = []
 
-    def sweep(experiments, out, hours):
+    def sweep(experiments, out, hours, cluster, cpus_per_worker):
         found.extend(experiments)
         return [], {}
 
@@ -299,14 +302,15 @@ def states(tmp_path):
         role = "llm_preset" if name == "tiny_gemma" else "slm_preset"
         preset = presets.find_preset(role, name)
         model = types.SimpleNamespace(preset=preset, dtype="float32")
-        file = cache.layer_file(model, HiddenStateSpec(3, "rms"))
-        file.path.parent.mkdir()
-        file.append([bytes(16)], np.array([2]), np.zeros((2, preset.width), "float16"))
+        folder, keys = cache.model_folder(model), [bytes(16)]
+        folder.mkdir()
+        values = from_lengths(np.zeros((2, preset.width), "float16"), [2])
+        write_shard(shard_path(folder, spec_prefix(HiddenStateSpec(3, "rms")), keys), keys, values)
     return cache.folder
 
 
 def models_in(folder):
-    return sorted(path.parent.name.split("-")[0] for path in folder.glob("*/*.states"))
+    return sorted(path.parent.name.split("-")[0] for path in folder.glob("*/*.safetensors"))
 
 
 def test_cached_hidden_states_are_listed_by_model_and_cutoff(capsys, states):

@@ -36,6 +36,7 @@ from embedder_helpers.models.shapes import (
     preset_shape,
     training_bytes,
 )
+from embedder_helpers.models.sharding import divide
 from embedder_helpers.models.text_model import forward_batches, padded_length
 from embedder_helpers.utils import environment, progress
 
@@ -118,7 +119,7 @@ def measure_device() -> Device:
             is_cpu=True,
         )
     float32, half = PRODUCTS_OF_GPU * float32, PRODUCTS_OF_GPU * half
-    count = max(1, len(environment.gpu_ids()))
+    count = max(1, environment.count_gpus())
     memory = environment.free_memory()
     return Device(float32, half, half_dtype, half or float32, memory, count)
 
@@ -193,7 +194,7 @@ def estimate_cost(experiments: Sequence[Experiment], device: Device) -> pd.DataF
     Raises:
         InputError: data or a model's shape that cannot be loaded.
     """
-    parts = _sweep_parts(experiments, device)
+    parts = sweep_parts(experiments, device)
     rows = [part.row(device.count) for part in parts]
     total = {"part": "all", "memory GB": max(row["memory GB"] for row in rows)}
     sums = {name: sum(row[name] for row in rows) for name in rows[0] if name not in total}
@@ -205,13 +206,13 @@ def memory_advice(experiments: Sequence[Experiment], device: Device) -> list[str
     return [
         f"{part.name} needs {part.memory / 1e9:.1f} GB of the device's "
         f"{device.memory / 1e9:.1f} GB: {part.advice}"
-        for part in _sweep_parts(experiments, device)
+        for part in sweep_parts(experiments, device)
         if part.memory > device.memory
     ]
 
 
 @dataclass
-class _Part:
+class Part:
     """The cost of a part of a sweep.
 
     Attributes:
@@ -223,6 +224,8 @@ class _Part:
         memory: bytes.
         disk: bytes.
         operations: number of operations.
+        is_forward: whether it is a forward pass through Gemma.
+        shards: number of pieces that the forward pass can be divided into.
     """
 
     name: str
@@ -233,6 +236,13 @@ class _Part:
     memory: float = 0.0
     disk: float = 0.0
     operations: float = 0.0
+    is_forward: bool = False
+    shards: int = 1
+
+    @property
+    def shared_seconds(self) -> float:
+        """Seconds of what devices share, on one of them."""
+        return self.operations / self.speed + self.seconds
 
     def is_needed(self) -> bool:
         """Whether there is anything to do."""
@@ -240,7 +250,7 @@ class _Part:
 
     def row(self, count: int) -> dict[str, Any]:
         """The row of the table, for this number of devices."""
-        shared = self.operations / self.speed + self.seconds
+        shared = self.shared_seconds
         row = {"part": self.name, "memory GB": self.memory / 1e9, "disk GB": self.disk / 1e9}
         row |= {"TFLOP": self.operations / 1e12, "hours": (shared + self.start) / 3600}
         if count > 1:
@@ -248,8 +258,20 @@ class _Part:
         return row
 
 
-def _sweep_parts(experiments: Sequence[Experiment], device: Device) -> list[_Part]:
-    tasks: dict[tuple, Task] = {}
+def sweep_parts(
+    experiments: Sequence[Experiment], device: Device, tasks: dict[tuple, Task] | None = None
+) -> list[Part]:
+    """The parts of a sweep: each Gemma's forward pass, training, and embedding and scoring.
+
+    Args:
+        experiments: of the sweep.
+        device: to estimate for.
+        tasks: that were loaded before, to which those loaded now are added.
+
+    Raises:
+        InputError: data or a model's shape that cannot be loaded.
+    """
+    tasks = {} if tasks is None else tasks
     forward_passes: dict[tuple, _ForwardPass] = {}
     roberta = _Roberta(device)
     distinct = {repr((one.task_settings(), one.relevant_settings())): one for one in experiments}
@@ -287,7 +309,7 @@ class _ForwardPass:
         if experiment.states_gigabytes:
             self.limit = 1e9 * experiment.states_gigabytes
 
-    def part(self, device: Device) -> _Part:
+    def part(self, device: Device) -> Part:
         deepest, lengths = max(self.specs).cutoff, np.array([*self.tokens.values()])
         # As models.gemma chooses them: compiled for few shapes, except in half precision on a CPU.
         is_compiled = not device.is_cpu or self.dtype == "float32"
@@ -306,7 +328,7 @@ class _ForwardPass:
         )
         value_bytes = sum(np.dtype(spec.dtype).itemsize for spec in self.specs)
         tokens = min(budget, int(lengths.sum()))
-        return _Part(
+        return Part(
             f"{self.preset}, one forward pass, {self.dtype}",
             device.forward_speed(self.dtype),
             advice=("lower max_tokens" if self.is_streamed else "set stream_blocks: true")
@@ -315,6 +337,8 @@ class _ForwardPass:
             memory=process + weights + tokens * token_bytes,
             disk=min(self.limit, value_bytes * self.shape["hidden_dim"] * lengths.sum()),
             operations=operations,
+            is_forward=True,
+            shards=len(divide(lengths, lengths > 0)),
         )
 
 
@@ -329,8 +353,8 @@ class _Roberta:
         self.process = PROCESS_BYTES if device.is_cpu else 0.0
         # Mixed precision keeps activations in two bytes.
         self.value_bytes = 4 if device.is_cpu or not device.half else 2
-        self.training = _Part("training", device.training, "lower batch_size, or max_tokens")
-        self.embedding = _Part("embedding and scoring", device.training, "lower max_tokens")
+        self.training = Part("training", device.training, "lower batch_size, or max_tokens")
+        self.embedding = Part("embedding and scoring", device.training, "lower max_tokens")
         self.architectures: set[tuple] = set()
 
     def add(self, plan: Plan) -> None:

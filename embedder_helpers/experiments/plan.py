@@ -2,9 +2,11 @@
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +39,16 @@ class Status(Enum):
     FINISHED = "finished"
     SKIPPED = "skipped"  # for lack of time
     FAILED = "failed"
+
+
+class Outcome(NamedTuple):
+    """How one experiment ended, and why if it was not finished."""
+
+    status: Status
+    reason: str = ""
+
+
+NO_TIME = Outcome(Status.SKIPPED, "skipped for lack of time (HOURS, or --hours)")
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,33 @@ class Plan:
 @functools.cache  # once in a process
 def _warn_of_damage(reason: str) -> None:
     logger.warning("an experiment is run again, since %s", reason)
+
+
+def plan_all(experiments: Sequence[Experiment], folder: Path) -> list[Plan]:
+    """A plan for each distinct result; each task is loaded once.
+
+    Args:
+        experiments: to plan.
+        folder: for the results.
+
+    Raises:
+        InputError: a preset, data or a tracker that cannot be used.
+    """
+    tasks: dict[tuple, Task] = {}
+    plans: dict[Path, Plan] = {}
+    for experiment in experiments:
+        key = tuple(experiment.task_settings().values())
+        plan = plan_experiment(experiment, folder, tasks.get(key))
+        tasks[key] = plan.task
+        other = plans.get(plan.path)
+        if other is None or _saves_more(experiment, other.experiment):
+            plans[plan.path] = plan
+    return list(plans.values())
+
+
+def _saves_more(experiment: Experiment, other: Experiment) -> bool:
+    order = (False, True, "with_gemma")
+    return order.index(experiment.save_embedder) > order.index(other.save_embedder)
 
 
 def plan_experiment(experiment: Experiment, folder: Path | None, task: Task | None = None) -> Plan:

@@ -17,8 +17,9 @@ import numpy as np
 from embedder_helpers.experiments.plan import Plan, Subset
 from embedder_helpers.models.batching import RaggedArray
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec, hidden_state_specs
-from embedder_helpers.models.hidden_states import HiddenStateCache, text_keys
-from embedder_helpers.utils import environment
+from embedder_helpers.models.hidden_states import HiddenStateCache
+from embedder_helpers.models.sharding import text_keys
+from embedder_helpers.utils import environment, progress
 
 # For each kind of hidden states, `(texts,)` whether a text's are wanted.
 Wanted = dict[HiddenStateSpec, np.ndarray]
@@ -42,16 +43,26 @@ class ExperimentBatch:
     ids: RaggedArray | None = None
     wanted: Wanted = field(default_factory=dict)
 
-    def compute_missing(self, shard: int = 0, num_shards: int = 1) -> None:
-        """Compute the wanted hidden states that are missing, this process's shard first."""
-        if self.wanted:
-            self.cache.compute_missing(self.gemma, self.ids, self.wanted, shard, num_shards)
+    def prepare(self) -> list[np.ndarray]:
+        """Make room for the wanted hidden states that are missing; their shards' texts."""
+        return self.cache.prepare(self.gemma, self.ids, self.wanted) if self.wanted else []
 
-    def missing(self) -> Wanted:
-        """The wanted hidden states that are not in the cache; empty if all are."""
+    def compute_shard(self, shard: np.ndarray) -> None:
+        """Compute what is missing of a shard; Gemma keeps its weights for the next one."""
+        self.cache.compute_shard(self.gemma, self.ids, self.wanted, shard)
+
+    def forward_work(self, shard: np.ndarray | slice = slice(None)) -> float:
+        """Approximate operations of the hidden states of texts that are missing, for a bar."""
         if not self.wanted:
-            return {}
-        return self.cache.missing(self.gemma, text_keys(self.ids), self.wanted)
+            return 0.0
+        ids = self.ids.select(np.arange(len(self.ids))[shard])
+        wanted = {spec: mask[shard] for spec, mask in self.wanted.items()}
+        missing = self.cache.missing(self.gemma, text_keys(ids), wanted)
+        if not missing:
+            return 0.0
+        deepest = max(spec.cutoff for spec, mask in missing.items() if mask.any())
+        tokens = ids.lengths @ np.any(list(missing.values()), axis=0)
+        return progress.forward_flops(tokens, deepest, self.gemma.preset.width)
 
     def describe(self) -> str:
         """Texts, cutoffs and size of the wanted hidden states, and where they are kept."""
@@ -66,7 +77,9 @@ class ExperimentBatch:
         )
 
 
-def schedule(plans: Iterable[Plan], todo: Collection[Path]) -> list[ExperimentBatch]:
+def schedule(
+    plans: Iterable[Plan], todo: Collection[Path], capacity: float | None = None
+) -> list[ExperimentBatch]:
     """RoBERTa alone first, then the plans of each Gemma, from the smallest cutoff.
 
     Batches are formed with the finished plans, which are left out only then, so that a sweep that
@@ -75,6 +88,7 @@ def schedule(plans: Iterable[Plan], todo: Collection[Path]) -> list[ExperimentBa
     Args:
         plans: of the sweep.
         todo: paths of the results that are missing.
+        capacity: bytes of hidden states that fit the disk; None: as many as do.
     """
     groups: dict[tuple, list[Plan]] = {}
     for plan in plans:
@@ -85,7 +99,8 @@ def schedule(plans: Iterable[Plan], todo: Collection[Path]) -> list[ExperimentBa
         folder = experiment.states_dir or environment.states_folder()
         cache = HiddenStateCache(folder, experiment.states_gigabytes)
         if key:
-            batches += _gemma_batches(group, todo, cache)
+            room = cache.capacity() if capacity is None else capacity
+            batches += _gemma_batches(group, todo, cache, room)
         else:
             batches.append(ExperimentBatch(_unfinished(group, todo), cache))
     return [batch for batch in batches if batch.plans]
@@ -111,13 +126,13 @@ def _unfinished(plans: Iterable[Plan], todo: Collection[Path]) -> list[Plan]:
 
 
 def _gemma_batches(
-    plans: Sequence[Plan], todo: Collection[Path], cache: HiddenStateCache
+    plans: Sequence[Plan], todo: Collection[Path], cache: HiddenStateCache, capacity: float
 ) -> Iterator[ExperimentBatch]:
     """The batches of plans that share a Gemma."""
     experiment, preset = plans[0].experiment, plans[0].presets["llm_preset"]
     gemma = Gemma(preset, experiment.stream_blocks, experiment.llm_dtype)
     ids, text_mask = _tokenize_all(gemma, plans)
-    size, capacity = partial(cache.bytes_of, gemma, ids), cache.capacity()
+    size = partial(cache.bytes_of, gemma, ids)
 
     plans = sorted(plans, key=lambda plan: _specs(plan)[-1].cutoff)
     reads = [(plan, dict.fromkeys(_specs(plan), text_mask(plan))) for plan in plans]

@@ -1,34 +1,43 @@
 """The cache of hidden states on disk: those of a text are computed once for all experiments.
 
-A folder per model holds a `LayerFile` per spec. A text is identified by its token ids, which hold
-all that Gemma sees of text, tokenizer and length limit, so that experiments, tasks and seeds share
-the same hidden states.
+A folder per model holds files of a shard of texts each (`shard_file`), for each spec. A text is
+identified by its token ids, which hold all that Gemma sees of text, tokenizer and length limit, so
+that experiments, tasks and seeds share the same hidden states. Processes on whatever machines may
+share the folder: a file never changes, and one that a living process reads is not deleted.
 """
 
 import contextlib
 import hashlib
-import logging
+import os
 import re
-import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import filelock
 import numpy as np
-import pandas as pd
 
 from embedder_helpers.errors import InputError
-from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, stack_layers
+from embedder_helpers.models import cache_folder, eviction
+from embedder_helpers.models.batching import (
+    MultiLayerStates,
+    RaggedArray,
+    from_lengths,
+    stack_layers,
+)
 from embedder_helpers.models.gemma import Gemma, HiddenStateSpec
-from embedder_helpers.models.layer_file import LayerFile, count_records, delete_files, file_size
+from embedder_helpers.models.shard_file import TEXT_BYTES, shard_path, write_shard
+from embedder_helpers.models.shard_index import Found, ShardIndex
+from embedder_helpers.models.sharding import (
+    Wanted,
+    divide,
+    first_occurrences,
+    group_by_missing,
+    text_keys,
+)
+from embedder_helpers.models.use_marks import own_mark
 from embedder_helpers.utils import environment
 from embedder_helpers.utils.files import writable_folder
 
-logger = logging.getLogger(__name__)
-
-RESERVE = 2 * 10**9  # bytes of the disk that are left free
-FORMAT = 2  # raised when the files' format, or what Gemma computes for them, changes
+FORMAT = 3  # raised when the files' format, or what Gemma computes for them, changes
 
 
 class HiddenStateCache:
@@ -45,19 +54,20 @@ class HiddenStateCache:
     def __init__(self, folder: str | Path, gigabytes: float | None = None):
         self.folder = writable_folder(folder, "states_dir")
         self.limit = float("inf") if gigabytes is None else gigabytes * 1e9
+        self._index = ShardIndex()
+        self._mark = own_mark(self.folder)
+        cache_folder.log_old_files(self.folder)
 
     def lookup(
         self, gemma: Gemma, ids: RaggedArray, specs: Sequence[HiddenStateSpec]
     ) -> RaggedArray | MultiLayerStates | None:
         """Hidden states of texts, memory-mapped; None unless all of them are cached."""
         keys = text_keys(ids)
-        files = [self.layer_file(gemma, spec) for spec in specs]
-        layers = [file.lookup(keys) for file in files]
-        if not all(complete.all() for _, complete in layers):
+        found = [self._find(gemma, spec, keys) for spec in specs]
+        if not all(one.complete.all() for one in found):
             return None
-        for file in files:
-            file.path.touch()  # the least recently used file is deleted first
-        return stack_layers([states for states, _ in layers])
+        self._use(set().union(*(one.paths for one in found)))
+        return stack_layers([one.states for one in found])
 
     def get_or_compute(
         self, gemma: Gemma, ids: RaggedArray, specs: Sequence[HiddenStateSpec]
@@ -73,264 +83,225 @@ class HiddenStateCache:
             states = self.lookup(gemma, ids, specs)
         if states is None:
             raise InputError(
-                f"another process deleted hidden states of {gemma.preset.name} that this one had "
-                "just computed: raise states_gigabytes, or give each process its own states_dir"
+                f"somebody deleted hidden states of {gemma.preset.name} in {self.folder} that this "
+                "process had just computed: give each user a states_dir of their own"
             )
         return states
 
-    def compute_missing(
-        self,
-        gemma: Gemma,
-        ids: RaggedArray,
-        wanted: Mapping[HiddenStateSpec, np.ndarray],
-        shard: int = 0,
-        num_shards: int = 1,
-    ) -> None:
+    def compute_missing(self, gemma: Gemma, ids: RaggedArray, wanted: Wanted) -> None:
         """Compute the hidden states that are missing; each text passes through each layer once.
 
-        Each batch is written as soon as it is computed, so a process that was killed continues
-        with the missing texts, in the same batches.
+        They are written shard by shard, so a process that was killed continues with the shards
+        that are missing. What `wanted` does not name may be deleted from now on.
 
         Args:
             gemma: model.
             ids: token ids of texts.
             wanted: mask `(texts,)` of the texts whose hidden states are wanted, for each spec.
-            shard: number of the shard of texts that this process computes first, from 0.
-            num_shards: number of processes that compute the same hidden states.
 
         Raises:
             InputError: they do not fit the size limit, or are not finite.
         """
-        keys = text_keys(ids)
-        wanted = {spec: _first_occurrences(keys, mask) for spec, mask in wanted.items()}
-        if not self.missing(gemma, keys, wanted):
-            return  # without waiting for a process that computes others
         try:
-            for lock_name, texts in _shards(ids.lengths, shard, num_shards):
-                with self._locked(gemma, lock_name):
-                    self._compute_shard(gemma, ids, keys, wanted, texts)
+            for shard in self.prepare(gemma, ids, wanted):
+                self.compute_shard(gemma, ids, wanted, shard)
         finally:
             gemma.unload()
 
-    def _compute_shard(
-        self,
-        gemma: Gemma,
-        ids: RaggedArray,
-        keys: list[bytes],
-        wanted: Mapping[HiddenStateSpec, np.ndarray],
-        texts: np.ndarray,
+    def prepare(self, gemma: Gemma, ids: RaggedArray, wanted: Wanted) -> list[np.ndarray]:
+        """Make room for what is missing, and divide it into shards.
+
+        Shards follow from what is wanted, and not from what is missing of it, so that the batches
+        in which a text is computed, on which the last bits may depend, are always the same.
+
+        Returns:
+            Rows of `ids` for each shard of which something is missing, the longest texts first.
+
+        Raises:
+            InputError: it does not fit the size limit.
+        """
+        keys = text_keys(ids)
+        wanted = first_occurrences(keys, wanted)
+        if not np.any(list(wanted.values())):
+            return []
+        if self.missing(gemma, keys, wanted):
+            self._make_room(gemma, ids, keys, wanted)
+        found = (self._find(gemma, spec, keys, mask).paths for spec, mask in wanted.items())
+        self._mark.replace(set().union(*found))
+        missing = self.missing(gemma, keys, wanted)  # after the mark: what is there now stays
+        if not missing:
+            return []
+        is_missing = np.any(list(missing.values()), axis=0)
+        shards = divide(ids.lengths, np.any(list(wanted.values()), axis=0))
+        shards = [rows for rows in shards if np.any(is_missing[rows])]
+        resumed = (
+            self._resumed_paths(
+                gemma, [keys[row] for row in rows], {spec: m[rows] for spec, m in missing.items()}
+            )
+            for rows in shards
+        )
+        self._mark.add(set().union(*resumed))
+        return shards
+
+    def compute_shard(
+        self, gemma: Gemma, ids: RaggedArray, wanted: Wanted, shard: np.ndarray
     ) -> None:
-        """Compute what is missing of the texts of one shard, `(texts,)` bool."""
+        """Compute what is missing of one shard.
+
+        Memory: besides what `Gemma.forward_layers` takes, the shard's hidden states.
+
+        Args:
+            gemma: model; it keeps its weights for the next shard.
+            ids: token ids of texts.
+            wanted: as in `prepare`.
+            shard: rows that `prepare` returned.
+
+        Raises:
+            InputError: hidden states that are not finite; not enough memory; a full disk.
+        """
+        self._index.forget_deleted()
+        keys = text_keys(ids)
+        wanted = {
+            spec: mask & np.isin(np.arange(len(ids)), shard)
+            for spec, mask in first_occurrences(keys, wanted).items()
+        }
         missing = self.missing(gemma, keys, wanted)
-        missing_in_shard = {spec: mask & texts for spec, mask in missing.items()}
-        if not np.any(list(missing_in_shard.values())):
+        if not missing:  # another process has computed them
             return
         resume_from = self._resume_point(gemma, keys, missing)
-        self._make_room_for(gemma, ids, keys, wanted, resume_from)
-        files = {spec: self.layer_file(gemma, spec) for spec in wanted}
-        groups = _group_by_missing(missing_in_shard)
+        if resume_from:
+            self._mark.add(resume_from[1].paths)
+        groups = group_by_missing(missing)
         # The groups with the largest cutoffs first, so that Gemma's layers are loaded once.
         for rows, specs in sorted(groups, key=lambda group: -group[1][-1].cutoff):
-            resume_rows = (resume_from[0], resume_from[1].select(rows)) if resume_from else None
-            batches = gemma.forward_layers(ids.select(rows), specs, resume_rows)
-            for spec, batch_rows, states in batches:
-                done = rows[batch_rows]
-                with self._locked(gemma, "writing"):
-                    files[spec].append([keys[row] for row in done], ids.lengths[done], states)
+            resume_rows = None
+            if resume_from:
+                resume_rows = resume_from[0], resume_from[1].states.select(rows)
+            parts = gemma.forward_layers(ids.select(rows), specs, resume_rows)
+            for spec, states in _collect(parts, ids.lengths[rows], gemma.preset.width):
+                self._write(gemma, spec, [keys[row] for row in rows], states)
+
+    def _write(
+        self, gemma: Gemma, spec: HiddenStateSpec, keys: list[bytes], states: RaggedArray
+    ) -> None:
+        folder = self.model_folder(gemma)
+        folder.mkdir(exist_ok=True)
+        path = shard_path(folder, cache_folder.spec_prefix(spec), keys)
+        write_shard(path, keys, states)
+        self._index.forget(path)
+        self._mark.add({path})
 
     def missing(
-        self, gemma: Gemma, keys: Sequence[bytes], wanted: Mapping[HiddenStateSpec, np.ndarray]
+        self, gemma: Gemma, keys: Sequence[bytes], wanted: Wanted
     ) -> dict[HiddenStateSpec, np.ndarray]:
         """For each spec, `(texts,)` which wanted texts are not cached; empty if all are."""
         missing = {
-            spec: mask & ~self.layer_file(gemma, spec).lookup(keys)[1]
+            spec: mask & ~self._find(gemma, spec, keys, mask).complete
             for spec, mask in wanted.items()
         }
         return missing if np.any(list(missing.values())) else {}
 
     def _resume_point(
-        self, gemma: Gemma, keys: Sequence[bytes], missing: Mapping[HiddenStateSpec, np.ndarray]
-    ) -> tuple[int, RaggedArray] | None:
+        self, gemma: Gemma, keys: Sequence[bytes], missing: Wanted
+    ) -> tuple[int, Found] | None:
         """The largest cutoff whose cached raw hidden states all that is missing can start from."""
         smallest = min(spec.cutoff for spec, mask in missing.items() if mask.any())
         needed = np.any(list(missing.values()), axis=0)
         for cutoff in range(smallest, 0, -1):
-            raw = self.layer_file(gemma, HiddenStateSpec(cutoff, "none"))
-            states, complete = raw.lookup(keys)
-            if complete[needed].all():
-                return cutoff, states
+            found = self._find(gemma, HiddenStateSpec(cutoff, "none"), keys, needed)
+            if found.complete[needed].all():
+                return cutoff, found
         return None
 
-    def layer_file(self, gemma: Gemma, spec: HiddenStateSpec) -> LayerFile:
-        """The file of a model's hidden states for one spec."""
-        version = environment.package_versions()["keras-hub"]
-        preset = gemma.preset
-        content = f"{FORMAT} {version} {preset.fingerprint} {gemma.dtype}".encode()
-        name = re.sub(r"\W+", "_", Path(preset.name).name)
-        folder = self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
-        path = folder / f"k{spec.cutoff:02d}-{spec.norm}.states"
-        return LayerFile(path, preset.width, spec.dtype)
+    def _resumed_paths(self, gemma: Gemma, keys: Sequence[bytes], missing: Wanted) -> set[Path]:
+        """The files of raw hidden states that what is missing starts from."""
+        resume_from = self._resume_point(gemma, keys, missing) if missing else None
+        return resume_from[1].paths if resume_from else set()
 
-    def bytes_of(
-        self, gemma: Gemma, ids: RaggedArray, wanted: Mapping[HiddenStateSpec, np.ndarray]
-    ) -> int:
+    def _find(
+        self,
+        gemma: Gemma,
+        spec: HiddenStateSpec,
+        keys: Sequence[bytes],
+        mask: np.ndarray | None = None,
+    ) -> Found:
+        return self._index.find(self.model_folder(gemma), spec, keys, mask)
+
+    def _use(self, paths: set[Path]) -> None:
+        """Note that files are read: now, for what to delete first, and by this process."""
+        self._index.forget_deleted()
+        self._mark.add(paths)
+        for path in paths:
+            with contextlib.suppress(OSError):  # deleted, or not ours: it stays readable
+                os.utime(path)
+
+    def model_folder(self, gemma: Gemma) -> Path:
+        """The folder of a model's hidden states."""
+        version = environment.package_versions()["keras-hub"]
+        content = f"{FORMAT} {version} {gemma.preset.fingerprint} {gemma.dtype}".encode()
+        name = re.sub(r"\W+", "_", Path(gemma.preset.name).name)
+        return self.folder / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+    def _token_bytes(self, gemma: Gemma, spec: HiddenStateSpec) -> int:
+        return gemma.preset.width * np.dtype(spec.dtype).itemsize
+
+    def bytes_of(self, gemma: Gemma, ids: RaggedArray, wanted: Wanted) -> int:
         """Bytes on disk of the wanted texts' hidden states, over all specs."""
         return sum(
-            int(ids.lengths @ mask) * self.layer_file(gemma, spec).token_bytes
+            int(ids.lengths @ mask) * self._token_bytes(gemma, spec) + int(mask.sum()) * TEXT_BYTES
             for spec, mask in wanted.items()
         )
 
     def capacity(self) -> float:
-        """Bytes that hidden states can take in total, by the size limit and by the disk."""
-        free = shutil.disk_usage(self.folder).free - RESERVE
-        return min(self.limit, max(0, free) + self._used_bytes())
-
-    def summary(self) -> pd.DataFrame:
-        """A row per spec: model, cutoff, norm, texts, gigabytes, and when it was last used."""
-        rows = []
-        for path in self._paths():
-            cutoff, norm = re.fullmatch(r"k(\d+)-(\w+)", path.stem).groups()
-            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-            size = file_size(path) / 1e9
-            rows.append((path.parent.name, int(cutoff), norm, count_records(path), size, used))
-        columns = ("model", "cutoff", "norm", "texts", "gigabytes", "last used")
-        return pd.DataFrame(rows, columns=columns)
-
-    def clear(self, model: str | None = None) -> int:
-        """Delete the hidden states of one model, as `summary` names it, or of all.
-
-        Returns:
-            The number of bytes that were freed.
-
-        Raises:
-            InputError: there are none of this model.
-        """
-        paths = [path for path in self._paths() if model in (None, path.parent.name)]
-        if model and not paths:
-            raise InputError(
-                f"{self.folder} contains no hidden states of {model!r}: "
-                "`python -m embedder_helpers states` lists the names"
-            )
-        return sum(delete_files(path) for path in paths)
-
-    def _paths(self) -> list[Path]:
-        """Files of hidden states, the least recently used first."""
-        paths = []
-        for path in self.folder.glob("*/k*.states"):
-            with contextlib.suppress(FileNotFoundError):  # another process has just deleted it
-                paths.append((path.stat().st_mtime, path))
-        return [path for _, path in sorted(paths)]
-
-    def _make_room_for(
-        self,
-        gemma: Gemma,
-        ids: RaggedArray,
-        keys: list[bytes],
-        wanted: Mapping[HiddenStateSpec, np.ndarray],
-        resume_from: tuple[int, RaggedArray] | None,
-    ) -> None:
-        """Make room for what is wanted, by all processes, and not yet written by any."""
-        wanted_keys = {
-            spec: {keys[row] for row in np.flatnonzero(mask)} for spec, mask in wanted.items()
-        }
-        in_use = dict(wanted_keys)
-        if resume_from:
-            in_use[HiddenStateSpec(resume_from[0], "none")] = set(keys)
-        with self._locked(gemma, "writing"):
-            cached = sum(
-                self.layer_file(gemma, spec).bytes_of(spec_keys)
-                for spec, spec_keys in wanted_keys.items()
-            )
-            self._make_room(gemma, self.bytes_of(gemma, ids, wanted) - cached, in_use)
+        """Bytes that hidden states can take, by the size limit, the disk and what others read."""
+        return eviction.capacity(self.folder, self.limit)
 
     def _make_room(
-        self, gemma: Gemma, new: int, in_use: Mapping[HiddenStateSpec, set[bytes]]
+        self, gemma: Gemma, ids: RaggedArray, keys: Sequence[bytes], wanted: Wanted
     ) -> None:
-        """Delete what was least recently used until so many new bytes fit.
+        useful = self._useful_bytes(gemma, keys, wanted)
+        missing = self.missing(gemma, keys, wanted)  # nothing, if another process was faster
+        resumed = self._resumed_paths(gemma, keys, missing)
+        needed = self.bytes_of(gemma, ids, wanted)
+        eviction.make_room(self.folder, self.limit, needed, useful, resumed)
+        self._index.forget_deleted()
 
-        First files that are not in use; then, in those that are, the texts that are not.
-        """
-        files = {}
-        for spec, keys in in_use.items():
-            file = self.layer_file(gemma, spec)
-            files[file.path] = file, keys
-        used = sum(file.bytes_of(keys) for file, keys in files.values())
-        if used + new > self.capacity():
-            raise InputError(
-                f"hidden states need {(used + new) / 1e9:.2f} GB, but {self.folder} has room for "
-                f"{self.capacity() / 1e9:.2f} GB: set states_dir to a larger disk, raise "
-                "states_gigabytes, or lower max_train_texts"
-            )
-        for path in sorted(self._paths(), key=files.__contains__):
-            if self._used_bytes() + new <= self.capacity():
-                return
-            name = f"{path.parent.name} {path.stem}"
-            if path not in files:
-                logger.info("hidden states: %s deleted to make room", name)
-                delete_files(path)
-            else:
-                logger.info("hidden states: %s deleted except for the texts in use", name)
-                file, keys = files[path]
-                file.keep_only(keys)
-
-    def _used_bytes(self) -> int:
-        return sum(map(file_size, self._paths()))
-
-    @contextlib.contextmanager
-    def _locked(self, gemma: Gemma, name: str) -> Iterator[None]:
-        """Hold a lock while computing a shard of a model's hidden states, or while writing.
-
-        The process that gets it next finds them in the cache.
-        """
-        folder = self.layer_file(gemma, HiddenStateSpec(1, "none")).path.parent
-        folder.mkdir(exist_ok=True)
-        lock = filelock.FileLock(folder / name)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            if name != "writing":
-                logger.info("hidden states: waiting for another process to compute %s", folder)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def _useful_bytes(self, gemma: Gemma, keys: Sequence[bytes], wanted: Wanted) -> dict[Path, int]:
+        """Of the files in which something is wanted, how much."""
+        useful: dict[Path, int] = {}
+        for spec, mask in wanted.items():
+            wanted_keys = {keys[row] for row in np.flatnonzero(mask)}
+            for file in self._index.open_files(self.model_folder(gemma), spec):
+                rows = [row for row, key in enumerate(file.keys) if key in wanted_keys]
+                intact = [row for row in rows if file.is_intact(row)]
+                wanted_keys -= {file.keys[row] for row in intact}
+                if intact:
+                    tokens = int(file.states.lengths[intact].sum())
+                    size = tokens * self._token_bytes(gemma, spec) + len(intact) * TEXT_BYTES
+                    useful[file.path] = size
+        return useful
 
 
-def _shards(lengths: np.ndarray, shard: int, num_shards: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The name of a lock and a mask `(texts,)` for each shard, this process's own first.
+def _collect(
+    parts: Iterator[tuple[HiddenStateSpec, np.ndarray, np.ndarray]],
+    lengths: np.ndarray,
+    width: int,
+) -> Iterator[tuple[HiddenStateSpec, RaggedArray]]:
+    """The hidden states of all texts for a spec, as soon as the last batch has come.
 
-    Shards are balanced in number and length of texts. After its own, a process waits for the
-    others, or computes those of a process that died.
+    Args:
+        parts: what `Gemma.forward_layers` yields.
+        lengths: `(texts,)` number of tokens of each text.
+        width: size of a hidden state.
     """
-    order = np.argsort(lengths, kind="stable")
-    for turn in range(num_shards):
-        number = (shard + turn) % num_shards
-        mask = np.zeros(len(lengths), bool)
-        mask[order[number::num_shards]] = True
-        yield f"lock-{number}-of-{num_shards}" if num_shards > 1 else "lock", mask
-
-
-def text_keys(ids: RaggedArray) -> list[bytes]:
-    """A key of 16 bytes per text, the hash of its token ids."""
-    texts = (ids.text(row).astype("<i4").tobytes() for row in range(len(ids)))
-    return [hashlib.blake2b(text, digest_size=16).digest() for text in texts]
-
-
-def _first_occurrences(keys: Sequence[bytes], mask: np.ndarray) -> np.ndarray:
-    """The mask, moved to the first row of each key, so that a duplicate is computed once."""
-    first: dict[bytes, int] = {}
-    rows = np.array([first.setdefault(key, row) for row, key in enumerate(keys)], int)
-    moved = np.zeros(len(keys), bool)
-    moved[rows[mask]] = True
-    return moved
-
-
-def _group_by_missing(
-    missing: Mapping[HiddenStateSpec, np.ndarray],
-) -> Iterator[tuple[np.ndarray, list[HiddenStateSpec]]]:
-    """Rows of the texts for which the same specs are missing, and these specs."""
-    matrix = np.stack(list(missing.values()), 1)  # (texts, specs)
-    for pattern in np.unique(matrix[matrix.any(1)], axis=0)[::-1]:
-        specs = [spec for spec, is_missing in zip(missing, pattern, strict=True) if is_missing]
-        yield np.flatnonzero((matrix == pattern).all(1)), specs
+    begun: dict[HiddenStateSpec, tuple[RaggedArray, set[int]]] = {}
+    for spec, rows, batch in parts:
+        if spec not in begun:
+            values = np.empty((int(lengths.sum()), width), spec.dtype)
+            begun[spec] = from_lengths(values, lengths), set(range(len(lengths)))
+        states, rest = begun[spec]
+        for row, text in zip(rows, np.split(batch, np.cumsum(lengths[rows])[:-1]), strict=True):
+            states.text(row)[:] = text
+        rest.difference_update(np.asarray(rows).tolist())
+        if not rest:
+            yield spec, begun.pop(spec)[0]

@@ -134,33 +134,31 @@ def _free_gigabytes(folder: Path) -> str:
     return f"{psutil.disk_usage(str(existing)).free / 1e9:.0f}"
 
 
-def gpu_ids() -> list[str]:
-    """GPUs that can be assigned to separate processes, as `CUDA_VISIBLE_DEVICES` names them.
+def count_gpus() -> int:
+    """Number of NVIDIA GPUs that processes of their own can have, found without TensorFlow.
 
-    Empty with a backend other than TensorFlow, where one process takes the memory of all GPUs.
+    None with a backend other than TensorFlow, where one process takes the memory of all GPUs.
     """
     if keras_state.backend() != "tensorflow":
-        return []
-    import tensorflow as tf
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
-    ids = [str(i) for i in range(len(tf.config.list_physical_devices("GPU")))]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return visible.split(",")[: len(ids)] if visible else ids
 
-
-def use_first_gpu_only() -> bool:
-    """Leave the other GPUs to other processes; False if this one has initialized them already."""
+def hide_gpus() -> None:
+    """Leave all GPUs to other processes, as far as this one has not taken their memory already."""
+    if "tensorflow" not in sys.modules:
+        return
     import tensorflow as tf
 
     try:
-        tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
+        tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
         logger.warning(
-            "only one GPU is used, because this process holds the others: restart the notebook to "
-            "use all of them"
+            "this process holds memory of the GPUs, which others now lack: restart the notebook"
         )
-        return False
-    return True
 
 
 def on_cpu() -> bool:

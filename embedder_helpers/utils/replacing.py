@@ -2,24 +2,27 @@
 
 The new one is written in a work folder beside the old one, which, if a folder, is moved in there:
 
-    .saving-…/lock        locked as long as the process lives
-    .saving-…/new/NAME    what is written; after it was renamed to NAME, the rest is waste
-    .saving-…/old/NAME    what NAME was
+    .saving-PROCESS-…/new/NAME    what is written; after it was renamed to NAME, the rest is waste
+    .saving-PROCESS-…/old/NAME    what NAME was
 
-Of processes that replace the same one at once, the last wins.
+A work folder is that of a killed process if PROCESS, a name as of `processes`, does not live here
+any more; of a process that nobody can look up here, if it is a day old. There are no locks. Of
+processes that replace the same one at once, the last wins.
 """
 
 import contextlib
 import errno
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 PREFIX = ".saving-"
-LOCK, NEW, OLD = "lock", "new", "old"
+NEW, OLD = "new", "old"
 WAIT = 10  # seconds, for another process between its two renames
+LOST_SECONDS = 24 * 3600  # more than any file takes to write
 
 
 def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
@@ -35,7 +38,7 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
     _finish_leftovers(file)
     with _work_folder(file.parent) as work:
         new = work / NEW / file.name
-        new.parent.mkdir(parents=True)
+        new.parent.mkdir()
         write(new)
         new.replace(file)
 
@@ -61,34 +64,13 @@ def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
 
 @contextlib.contextmanager
 def _work_folder(parent: Path) -> Iterator[Path]:
-    """A work folder, locked where the file system can lock files."""
-    work, lock = _locked_folder(parent)
+    from embedder_helpers.utils.processes import own_name  # what replaces no file needs no psutil
+
+    work = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{own_name()}-", dir=parent))
     try:
         yield work
     finally:
         _clean(work, parent)
-        _remove(work, lock)
-
-
-def _locked_folder(parent: Path) -> tuple[Path, Any]:
-    while True:
-        work = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        lock = _lock_of(work)
-        try:
-            lock.acquire(timeout=1)  # older versions try for ever what a file system cannot do
-            is_ours = (work / LOCK).is_file()
-        except (OSError, NotImplementedError):
-            is_ours = work.is_dir()
-        if is_ours:
-            return work, lock
-        # Another process took it for a killed one's, because it was not locked yet.
-        lock.release()
-
-
-def _lock_of(work: Path) -> Any:
-    import filelock  # only here, so that what needs no file replaced imports without it
-
-    return filelock.FileLock(work / LOCK)
 
 
 def _swap(new: Path, folder: Path, old: Path) -> None:
@@ -123,48 +105,41 @@ def _finish_leftovers(path: Path) -> None:
     with contextlib.suppress(OSError):
         for work in path.parent.glob(f"{PREFIX}*"):
             with contextlib.suppress(OSError):
-                _finish(work, path)
+                if not work.is_symlink():
+                    _finish(work, path)
 
 
 def _finish(work: Path, path: Path) -> None:
     """Finish what one process left, unless it lives."""
-    if work.is_symlink() or not (work / LOCK).is_file():
-        work.rmdir()  # if it is empty; a process that lives makes another
-        return
-    is_moved = (work / OLD / path.name).exists() and not path.exists()
-    lock = _lock_of(work)
-    try:
-        lock.acquire(timeout=WAIT if is_moved else 0)
-    except (OSError, NotImplementedError):  # it lives, or the file system cannot say that it does
-        if is_moved:
-            (work / OLD / path.name).rename(path)
-        return
-    try:
+    if not _is_alive(work):
         _clean(work, path.parent)
-    finally:
-        _remove(work, lock)
+        return
+    old, end = work / OLD / path.name, time.monotonic() + WAIT
+    while old.exists() and not path.exists():
+        if time.monotonic() > end:  # it stands still, or was killed on another machine
+            old.rename(path)
+            return
+        time.sleep(WAIT / 100)
+
+
+def _is_alive(work: Path) -> bool:
+    from embedder_helpers.utils.processes import is_alive
+
+    is_known_alive = None
+    with contextlib.suppress(ValueError):  # of a version before 0.7.0
+        is_known_alive = is_alive(work.name.removeprefix(PREFIX).rpartition("-")[0])
+    if is_known_alive is None:
+        return work.stat().st_mtime > time.time() - LOST_SECONDS
+    return is_known_alive
 
 
 def _clean(work: Path, parent: Path) -> None:
-    """Put back a folder that was moved away and not replaced; delete what is not needed any more.
+    """Put back a folder that was moved away and not replaced, and delete the rest.
 
-    The work folder's lock must be held.
+    Two processes may do so for a third one: of each step only one has an effect.
     """
     for old in (work / OLD).glob("*"):
         if (work / NEW / old.name).exists() and not (parent / old.name).exists():
             old.rename(parent / old.name)
-    for name in (OLD, NEW):
-        shutil.rmtree(work / name, ignore_errors=True)
-
-
-def _remove(work: Path, lock: Any) -> None:
-    """Remove a work folder that was cleaned, and release its lock.
-
-    The lock's file goes first, so that a process that waits for it sees that the folder is gone;
-    Windows deletes no file that is open, so it goes after the release there.
-    """
-    for release in (lambda: None, lock.release):
-        release()
-        with contextlib.suppress(OSError):
-            (work / LOCK).unlink(missing_ok=True)
-            work.rmdir()
+    shutil.rmtree(work / NEW, ignore_errors=True)  # first: without it, nothing is put back
+    shutil.rmtree(work, ignore_errors=True)

@@ -1,99 +1,35 @@
-"""Several processes: which experiments each claims, and what happens if one dies."""
+"""Several processes on Ray, and what happens if one dies."""
 
-import dataclasses
-import io
-import json
 import logging
-import math
-import subprocess
+import os
+import signal
 import sys
-import time
-import types
+from pathlib import Path
 
-import filelock
+import psutil
 import pytest
 from made_task import experiment, write_task
 
-from embedder_helpers.experiments import cluster
-from embedder_helpers.experiments import sweep as sweep_module
-from embedder_helpers.experiments import worker as worker_module
-from embedder_helpers.experiments.cluster import Worker
+from embedder_helpers.errors import InputError
+from embedder_helpers.experiments.plan import Status, plan_all
 from embedder_helpers.experiments.sweep import run_experiments
-from embedder_helpers.results.result import read_result
-from embedder_helpers.utils import environment
 
-pytestmark = pytest.mark.usefixtures("fast_experiments")
+ray = pytest.importorskip("ray", reason="Ray is an optional extra")
 
-
-@pytest.fixture
-def log(caplog):
-    caplog.set_level(logging.INFO, "embedder_helpers")
-    return caplog
+from embedder_helpers.experiments import cluster  # noqa: E402
+from embedder_helpers.experiments.remote import RemoteExecutor  # noqa: E402
 
 
-# Claims
-
-
-@pytest.fixture
-def plans(tmp_path):
-    return [
-        types.SimpleNamespace(path=tmp_path / f"{name}.json", is_finished=lambda: False)
-        for name in "abc"
-    ]
-
-
-def names(plans):
-    return [plan.path.stem for plan in plans]
-
-
-def test_a_single_process_claims_every_plan(plans):
-    assert names(Worker().claim(plans)) == ["a", "b", "c"]
-
-
-def test_a_claimed_plan_is_locked_for_other_processes(plans, tmp_path):
-    first, second = (Worker(number, 2, tmp_path).claim(plans) for number in range(2))
-    assert names([next(first)]) == ["a"]
-    assert names([next(second)]) == ["b"]
-
-
-def test_plans_of_a_process_that_died_are_claimed_last(plans, tmp_path):
-    other = filelock.FileLock(tmp_path / "a.lock")
-    other.acquire()
-    claimed = Worker(0, 2, tmp_path).claim(plans)
-    assert names([next(claimed), next(claimed)]) == ["b", "c"]
-    other.release()  # as the operating system does when a process dies
-    assert names(claimed) == ["a"]
-
-
-def test_a_plan_that_would_fail_everywhere_is_not_claimed_again(plans, tmp_path):
-    other, worker = Worker(1, 2, tmp_path), Worker(0, 2, tmp_path)
-    other.record_failure("b", "too large", everywhere=True)
-    other.record_failure("c", "its GPU is broken", everywhere=False)
-    assert names(worker.claim(plans)) == ["a", "c"]
-    assert worker.failures == {"b": "too large"}
-
-
-def test_a_plan_that_another_process_finished_is_not_claimed(plans, tmp_path):
-    plans[2].is_finished = lambda: True
-    assert names(Worker(0, 2, tmp_path).claim(plans)) == ["a", "b"]
-
-
-# Processes
-
-
-def test_what_a_library_prints_is_logged_whatever_it_is(tmp_path, monkeypatch, log):
-    lines = r"20 of ours\n12345 tokens\n\xb2 squared\n\xff\xfe\n" + "9" * 5000 + r" digits\n"
-    script = f"import sys; sys.stdout.buffer.write(b'{lines}'); sys.exit('x' * 50_000)"
-    popen = subprocess.Popen
-    monkeypatch.setattr(
-        subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", script], **options)
-    )
-    process = cluster._WorkerProcess(Worker(1, 2, tmp_path), "1", [], tmp_path, math.inf)
-    process.wait(math.inf)
-    process.end()
-    messages = [record.getMessage() for record in log.records]
-    assert messages[:2] == ["GPU 1: of ours", "GPU 1: 12345 tokens"]
-    assert len(messages) == 6 and "ended early" in messages[-1] and len(messages[-1]) < 1200
+@pytest.fixture(scope="session")
+def two_workers():
+    """A Ray with two CPUs, for two workers of one."""
+    root = Path(__file__).resolve().parents[2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(root), *filter(None, sys.path)]))
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    yield {"cluster": "local", "cpus_per_worker": 1}
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +37,26 @@ def task(tmp_path_factory):
     return write_task(tmp_path_factory.mktemp("cluster") / "task")
 
 
-def untrained_experiments(task, states):
-    common = dict(epochs=0, states_dir=str(states))
+def few_experiments(task, states):
+    common = dict(states_dir=str(states))
     return [
-        experiment(task, kind="roberta_only", **common),
+        experiment(task, kind="roberta_only", epochs=0, **common),
         experiment(task, kind="gemma_only", llm_layers=1, **common),
         experiment(task, kind="gemma_only", **common),
+        experiment(task, epochs=1, **common),
     ]
 
 
-@pytest.fixture
-def experiments(task, tmp_path):
-    return untrained_experiments(task, tmp_path / "states")
+@pytest.fixture(scope="module")
+def states_of_one(tmp_path_factory):
+    """The folder of hidden states of the process of `alone`."""
+    return tmp_path_factory.mktemp("states")
+
+
+@pytest.fixture(scope="module")
+def alone(task, states_of_one, tmp_path_factory):
+    """The results of one process."""
+    return run_experiments(few_experiments(task, states_of_one), tmp_path_factory.mktemp("alone"))
 
 
 def scores_of(sweep_results):
@@ -120,122 +64,222 @@ def scores_of(sweep_results):
     return [result.scores for result in sweep_results.results]
 
 
-@pytest.fixture(scope="module")
-def expected_scores(task, tmp_path_factory):
-    """The scores of the untrained experiments, run in one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    return scores_of(run_experiments(untrained_experiments(task, folder / "states"), folder))
-
-
-@pytest.fixture
-def two_gpus(monkeypatch):
-    """As if there were two; the processes compute on the CPU."""
-    monkeypatch.setattr(environment, "gpu_ids", lambda: ["0", "1"])
-    monkeypatch.setattr(environment, "use_first_gpu_only", lambda: True)
-
-
-def test_a_process_that_dies_leaves_its_work_to_the_first(
-    two_gpus, experiments, expected_scores, tmp_path, log, monkeypatch
-):
-    monkeypatch.setattr(sys, "executable", "false")  # a program that ends at once
-    assert scores_of(run_experiments(experiments, tmp_path / "both")) == expected_scores
-    assert "2 GPUs" in log.text and "GPU 1: its process ended early" in log.text
-
-
-def message(experiments, folder, claims):
-    """What a worker process reads from its standard input."""
-    return json.dumps(
-        {
-            "experiments": [one.as_dict() for one in experiments],
-            "folder": str(folder),
-            "until": math.inf,
-            "worker": [1, 2, str(claims)],
-        }
-    )
-
-
-@pytest.fixture
-def run_worker_here(monkeypatch):
-    """Runs a worker's main function in this process; returns the durations it checked."""
-    monkeypatch.setattr(worker_module, "_end_with_standard_input", lambda: None)
-    durations, fits_deadline = [], sweep_module.session.fits_deadline
-
-    def record(until, seconds):
-        durations.append(seconds)
-        return fits_deadline(until, seconds)
-
-    def run(text):
-        monkeypatch.setattr(sweep_module.session, "fits_deadline", record)
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text + "\n"))
-        worker_module.main()
-        return durations
-
-    logger = logging.getLogger("embedder_helpers")
-    level = logger.level
-    yield run
-    logger.setLevel(level)
-
-
-def test_a_worker_runs_what_is_not_claimed_and_estimates_time_without_bars(
-    run_worker_here, experiments, expected_scores, tmp_path, capsys
-):
-    folder, claims = tmp_path / "out", tmp_path / "claims"
-    folder.mkdir()
-    claims.mkdir()
-    durations = run_worker_here(message(experiments, folder, claims))
-    results = [read_result(path) for path in folder.glob("*.json")]
-    assert len(results) == 3
-    assert all(result.scores in expected_scores for result in results)
-    assert durations[-1] > 0
-    assert "sweep" not in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_processes_have_the_scores_of_one(two_gpus, task, tmp_path, log):
-    def experiments(name):
-        trained = experiment(task, epochs=1, states_dir=str(tmp_path / name))
-        return [*untrained_experiments(task, tmp_path / name), trained]
-
-    both = run_experiments(experiments("both states"), tmp_path / "both")
-    assert "2 GPUs" in log.text
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(environment, "gpu_ids", lambda: [])
-        alone = run_experiments(experiments("states"), tmp_path / "alone")
+def test_two_processes_have_the_scores_of_one(two_workers, alone, task, tmp_path):
+    both = run_experiments(few_experiments(task, tmp_path / "s"), tmp_path / "out", **two_workers)
     assert scores_of(both) == scores_of(alone)
+    left = [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert not left
 
 
-@pytest.mark.slow
-def test_the_other_process_does_what_the_first_does_not(
-    two_gpus, experiments, expected_scores, tmp_path, log, monkeypatch
+def test_a_cluster_continues_what_one_process_began_and_the_other_way_round(
+    two_workers, alone, task, tmp_path
 ):
-    def wait_for_the_other(plans, todo, until, worker):
-        deadline = time.time() + 300
-        while not all(read_result(plan.path) for plan in plans) and time.time() < deadline:
-            time.sleep(0.2)
-        return {}
-
-    monkeypatch.setattr(sweep_module, "_run_all", wait_for_the_other)
-    assert scores_of(run_experiments(experiments, tmp_path / "both")) == expected_scores
-    assert "GPU 1:   RoBERTa only" in log.text
+    experiments = few_experiments(task, tmp_path / "states")
+    run_experiments(experiments[:1], tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    run_experiments(experiments[:3], tmp_path, **two_workers)
+    assert scores_of(run_experiments(experiments, tmp_path)) == scores_of(alone)
+    assert len(before) == 1 and all(p.stat().st_mtime_ns == at for p, at in before.items())
 
 
-@pytest.mark.slow
-def test_an_experiment_that_fails_in_any_process_is_reported_once(two_gpus, experiments, tmp_path):
-    diverging = dataclasses.replace(
-        experiments[0], epochs=2, learning_rate=1e30, projection_learning_rate=1e30
+def test_an_experiment_that_fails_is_reported_and_the_others_are_finished(
+    two_workers, task, tmp_path
+):
+    experiments = few_experiments(task, tmp_path / "states")[:2]
+    diverging = experiment(
+        task, kind="roberta_only", learning_rate=1e30, projection_learning_rate=1e30
     )
-    results, failed = run_experiments([*experiments[:2], diverging], tmp_path / "both")
+    results, failed = run_experiments([*experiments, diverging], tmp_path / "out", **two_workers)
     assert len(results) == 2 and len(failed) == 1
     assert "diverged" in next(iter(failed.values()))
 
 
+def test_batches_that_fit_a_limited_disk_only_one_by_one_are_all_finished(
+    two_workers, alone, states_of_one, task, tmp_path
+):
+    one_cutoff = sum(path.stat().st_size for path in states_of_one.glob("*/k01-rms-*"))
+    limited = dict(states_dir=str(tmp_path / "states"), states_gigabytes=1.5 * one_cutoff / 1e9)
+    experiments = [
+        # Two for each cutoff, so that both processes read its hidden states.
+        experiment(task, kind="gemma_only", llm_layers=layers, pooling=pooling, **limited)
+        for layers in (1, 2)
+        for pooling in ("mean", "max")
+    ]
+    results, failed = run_experiments(experiments, tmp_path / "out", **two_workers)
+    assert len(results) == 4 and not failed
+    left = [path.name for path in (tmp_path / "states").glob("*/k*")]
+    assert left and all(name.startswith("k02-rms-") for name in left)
+
+
+def actor_processes():
+    """The processes that run experiments."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if command.startswith("ray::RemoteExecutor"):
+            found.append(process)
+    return found
+
+
 @pytest.mark.slow
-def test_the_other_process_ends_when_the_first_one_dies():
-    process = subprocess.Popen(
-        [sys.executable, "-m", "embedder_helpers.experiments.worker"],
-        stdin=subprocess.PIPE,
-        text=True,
-    )
-    process.stdin.write(message([], ".", ".") + "\n")
-    process.stdin.close()  # as the operating system does when a process dies
-    assert process.wait(60) == 1
+def test_a_worker_that_is_killed_is_started_again(two_workers, alone, task, tmp_path, caplog):
+    killed = []
+
+    def kill_the_first(*arguments):
+        shown = show(*arguments)
+        if not killed and "RoBERTa only" in caplog.text or "Gemma only" in caplog.text:
+            for process in actor_processes()[:1]:
+                if process.pid not in killed and len(killed) < 2:
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+        return shown
+
+    caplog.set_level("INFO", "embedder_helpers")
+    show = cluster._Driver._show_logs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster._Driver, "_show_logs", kill_the_first)
+        experiments = few_experiments(task, tmp_path / "states")
+        both = run_experiments(experiments, tmp_path / "out", **two_workers)
+    assert killed and scores_of(both) == scores_of(alone)
+    assert not actor_processes()
+
+
+# === With processes that only pretend to work ===
+
+
+@pytest.fixture
+def run_with(two_workers, task, tmp_path, monkeypatch):
+    """Run an experiment with a class in the place of `RemoteExecutor`; returns the outcome."""
+
+    def run(executor, **settings):
+        monkeypatch.setattr(cluster, "RemoteExecutor", executor)
+        states = str(tmp_path / "states")
+        one = experiment(task, kind="roberta_only", epochs=0, states_dir=states, **settings)
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        plans = plan_all([one], out)
+        outcomes = cluster.run_on_cluster([one], plans, plans, out, float("inf"), None, 1)
+        assert not any(path.name.startswith(".") for path in out.iterdir())
+        return outcomes[plans[0].path.stem]
+
+    return run
+
+
+@pytest.fixture
+def pretending():
+    """An executor that finishes everything at once, without TensorFlow."""
+
+    class Pretending(RemoteExecutor):  # a function's class is sent, for this file is not found
+        def capacity(self):
+            return 1e9
+
+        def batches(self, site):
+            return [(False, [(name, 0) for name in site[1]])]
+
+        def run(self, site, batch, name):
+            return (Status.FINISHED, ""), {}
+
+        def close(self):
+            pass
+
+    return Pretending
+
+
+def test_the_last_log_line_is_shown_too(run_with, pretending, caplog):
+    class Talking(pretending):
+        def run(self, *arguments):
+            logging.getLogger("embedder_helpers").info("all is done")
+            return super().run(*arguments)
+
+    caplog.set_level("INFO", "embedder_helpers")
+    run_with(Talking)
+    assert "all is done" in caplog.text
+
+
+def test_a_process_that_dies_at_the_last_experiment_is_not_waited_for(
+    run_with, pretending, tmp_path
+):
+    mark = tmp_path / "died"
+
+    class Dying(pretending):
+        def run(self, *arguments):
+            if not mark.exists():
+                mark.touch()
+                os._exit(1)
+            return super().run(*arguments)
+
+    assert run_with(Dying).status is Status.FINISHED and mark.exists()
+
+
+def test_a_process_that_dies_before_the_work_begins_is_asked_again(run_with, pretending, tmp_path):
+    mark = tmp_path / "died"
+
+    class Dying(pretending):
+        def _states_folder(self):
+            if not mark.exists():
+                mark.touch()
+                os._exit(1)
+            return super()._states_folder()
+
+    assert run_with(Dying).status is Status.FINISHED and mark.exists()
+
+
+def test_a_process_that_cannot_begin_is_left_out(run_with, pretending, tmp_path, caplog):
+    mark = tmp_path / "mark"
+
+    class Refusing(pretending):
+        def __init__(self, *arguments):
+            try:
+                mark.touch(exist_ok=False)
+            except FileExistsError:  # by the other process
+                super().__init__(*arguments)
+            else:
+                raise OSError("no such library")
+
+    assert run_with(Refusing).status is Status.FINISHED
+    assert "others go on without it" in caplog.text and "no such library" in caplog.text
+
+
+def test_if_no_process_can_work_the_error_says_why(run_with, pretending, tmp_path):
+    (tmp_path / "states").touch()
+    with pytest.raises(InputError, match="no process of the cluster can work: .*states_dir"):
+        run_with(pretending)
+
+
+def test_embedders_are_not_saved_where_the_driver_does_not_find_them(run_with, pretending):
+    class Elsewhere(pretending):
+        def shares_results(self):
+            return False
+
+    with pytest.raises(InputError, match="save_embedder needs a folder of results that all"):
+        run_with(Elsewhere, save_embedder=True)
+
+
+def test_machines_without_gpus_rest_if_others_have_some_unless_told_otherwise(monkeypatch):
+    class Actor:
+        def options(self, **options):
+            return self
+
+        def remote(self, *arguments):
+            return None
+
+    def count(*resources, cpus_per_worker=None):
+        nodes = [
+            {"Alive": True, "NodeID": f"{number:056x}", "Resources": {"CPU": cpus, "GPU": gpus}}
+            for number, (cpus, gpus) in enumerate(resources)
+        ]
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        monkeypatch.setattr(ray, "remote", lambda **options: lambda executor: Actor())
+        workers = cluster._start_workers((), cpus_per_worker)
+        return [sum(one.node == node["NodeID"] for one in workers) for node in nodes]
+
+    assert count((8, 0), (8, 2)) == [0, 2]
+    assert count((8, 0), (8, 2), cpus_per_worker=4) == [2, 2]
+    assert count((8, 0), (4, 0)) == [1, 1]
+
+
+def test_a_result_that_cannot_be_written_here_is_a_failure(tmp_path):
+    (tmp_path / "file").touch()
+    driver = cluster._Driver([], tmp_path / "file", 0)
+    outcome = driver._write((Status.FINISHED, ""), {"a.json": "{}"})
+    assert outcome.status is Status.FAILED and "file" in outcome.reason

@@ -22,6 +22,7 @@ from embedder_helpers.experiments.plan import Subset, plan_experiment
 from embedder_helpers.experiments.run import run_experiment, train_embedder
 from embedder_helpers.experiments.sweep import run_experiments
 from embedder_helpers.models.architectures import load_embedder
+from embedder_helpers.models.cache_folder import summary
 from embedder_helpers.models.gemma import Gemma
 from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.models.layers import Standardize
@@ -263,7 +264,7 @@ def test_cached_hidden_states_are_not_computed_again(finished, gemma_only, tmp_p
 def test_hidden_states_that_are_read_once_are_not_stored(finished, gemma_only, tmp_path):
     cache = HiddenStateCache(tmp_path / "states")
     _, result = run_experiment(plan_experiment(gemma_only, tmp_path), cache)
-    assert cache.summary().empty
+    assert summary(cache.folder).empty
     assert result.scores == finished.results["gemma_only"].scores
 
 
@@ -271,7 +272,7 @@ def test_hidden_states_that_training_reads_again_are_stored(task, tmp_path):
     settings = dict(llm_layers=(1, 2), layer_pooling="learned", epochs=0, projection_start="ridge")
     cache = HiddenStateCache(tmp_path / "states")
     _, result = run_experiment(plan_experiment(experiment(task, **settings), tmp_path), cache)
-    assert cache.summary()["texts"].tolist() == [COUNTS["train"] + COUNTS["validation"]] * 2
+    assert summary(cache.folder)["texts"].tolist() == [COUNTS["train"] + COUNTS["validation"]] * 2
     assert result.cutoffs == [1, 2]
 
 

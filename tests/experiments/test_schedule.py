@@ -14,10 +14,11 @@ from embedder_helpers.experiments.plan import Subset, plan_experiment
 from embedder_helpers.experiments.run import run_experiment
 from embedder_helpers.experiments.schedule import ExperimentBatch, schedule
 from embedder_helpers.models import gemma as gemma_module
+from embedder_helpers.models import hidden_states, sharding
 from embedder_helpers.models.batching import from_lengths
+from embedder_helpers.models.cache_folder import summary
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import HiddenStateCache
-from embedder_helpers.models.layer_file import LayerFile
 
 pytestmark = pytest.mark.usefixtures("fast_experiments")
 
@@ -98,19 +99,42 @@ def cutoffs_of(batches):
     return [[plan.experiment.llm_layers for plan in batch.plans] for batch in batches]
 
 
+def compute_states(batch):
+    for shard in batch.prepare():
+        batch.compute_shard(shard)
+
+
 def run_batches(batches, scored=()):
     """Runs batches, and scores plans of some cutoffs; returns how often texts passed a layer."""
     gemma = shared_gemma()
     passes, scores = 0, {}
     for batch in batches:
         before = gemma.layer_passes
-        batch.compute_missing()
+        compute_states(batch)
         passes += gemma.layer_passes - before
         for plan in batch.plans:
             if plan.experiment.llm_layers in scored:
                 _, result = run_experiment(plan, batch.cache)
                 scores[plan.task.name, plan.experiment.llm_layers] = result.scores
     return passes, scores
+
+
+def test_the_work_of_a_shard_looks_at_its_texts_only(make_plans, rain, monkeypatch):
+    (batch,) = gemma_batches(make_plans(rain, ALL_CUTOFFS[:2]))
+    monkeypatch.setattr(sharding, "SHARD_TOKENS", 8 * 24)
+    shards, work = batch.prepare(), batch.forward_work()
+    batch.compute_shard(shards[0])
+    looked_at, missing = [], batch.cache.missing
+
+    def count(gemma, keys, wanted):
+        looked_at.append(len(keys))
+        return missing(gemma, keys, wanted)
+
+    monkeypatch.setattr(batch.cache, "missing", count)
+    works = [batch.forward_work(shard) for shard in shards]
+    assert looked_at == [len(shard) for shard in shards] and len(shards) > 2
+    assert works[0] == 0 and 0 < sum(works) < work
+    assert sum(works) == pytest.approx(batch.forward_work())
 
 
 # Which plans share a forward pass
@@ -133,7 +157,7 @@ def test_each_text_of_a_batch_passes_each_layer_once(make_plans, rain):
 
 def test_running_the_plans_of_a_batch_computes_no_hidden_states(make_plans, rain):
     (batch,) = gemma_batches(make_plans(rain, ALL_CUTOFFS[:2]))
-    batch.compute_missing()
+    compute_states(batch)
     before = shared_gemma().layer_passes
     for plan in batch.plans:
         run_experiment(plan, batch.cache)
@@ -167,8 +191,8 @@ def test_roberta_alone_runs_first_and_reads_no_hidden_states(make_plans, rain):
     first, second = batches_of(plans)
     assert first.plans == [plans[1]] and not first.wanted and first.gemma is None
     assert second.plans == [plans[2], plans[0]]
-    first.compute_missing()
-    assert not first.missing() and first.cache.summary().empty
+    compute_states(first)
+    assert not first.forward_work() and summary(first.cache.folder).empty
 
 
 def test_length_limits_are_separate_batches_that_share_equal_texts(make_plans, rain):
@@ -299,7 +323,7 @@ def test_what_does_not_fit_runs_in_batches_that_resume_from_each_other(
 def test_a_sweep_that_continues_has_the_batches_that_it_had(make_plans, rain):
     plans = limited_plans(make_plans, rain, 8.5, ALL_CUTOFFS)
     first, *others = gemma_batches(plans)
-    first.compute_missing()
+    compute_states(first)
     remaining = gemma_batches(plans, finished=first.plans)
     assert cutoffs_of(remaining) == cutoffs_of(others)
     passes, _ = run_batches(remaining)
@@ -310,13 +334,13 @@ def test_batches_never_exceed_the_limit(make_plans, rain, monkeypatch):
     plans = limited_plans(make_plans, rain, 8.5, ALL_CUTOFFS)
     limit, sizes = plans[0].experiment.states_gigabytes, []
     batches = gemma_batches(plans)
-    append = LayerFile.append
+    write = hidden_states.write_shard
 
-    def record(file, *arguments):
-        append(file, *arguments)
-        sizes.append(batches[0].cache.summary()["gigabytes"].sum())
+    def record(*arguments):
+        write(*arguments)
+        sizes.append(summary(batches[0].cache.folder)["gigabytes"].sum())
 
-    monkeypatch.setattr(LayerFile, "append", record)
+    monkeypatch.setattr(hidden_states, "write_shard", record)
     run_batches(batches)
     assert 0 < max(sizes) <= limit
 
@@ -339,7 +363,7 @@ def test_a_protocol_whose_states_do_not_fit_runs_without_storing_them(
     (batch,) = gemma_batches(plans)
     assert not batch.wanted
     passes, scores = run_batches([batch], scored=(2,))
-    assert passes == 0 and batch.cache.summary().empty
+    assert passes == 0 and summary(batch.cache.folder).empty
     assert scores == unlimited_scores(2)
 
 
@@ -357,7 +381,7 @@ def test_training_texts_whose_states_do_not_fit_are_an_error(make_plans, rain):
     settings = {"llm_layers": 2, "kind": "hybrid", "states_gigabytes": 1e-9}
     (batch,) = gemma_batches(make_plans(rain, [settings]))
     with pytest.raises(InputError, match="states_dir.*states_gigabytes"):
-        batch.compute_missing()
+        compute_states(batch)
 
 
 def plans_on_both(make_plans, tasks, cutoffs, each):

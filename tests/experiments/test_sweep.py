@@ -22,8 +22,8 @@ from embedder_helpers.builtin import BUILTIN_FOLDER
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import estimate as estimate_module
+from embedder_helpers.experiments import executor as executor_module
 from embedder_helpers.experiments import plan as plan_module
-from embedder_helpers.experiments import sweep as sweep_module
 from embedder_helpers.experiments.schedule import schedule
 from embedder_helpers.experiments.sweep import run_experiments
 from embedder_helpers.results.result import read_result
@@ -101,7 +101,7 @@ def mixed(tmp_path_factory):
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
-    monkeypatch.setattr(sweep_module, "run_experiment", lambda *_: pytest.fail("runs"))
+    monkeypatch.setattr(executor_module, "run_experiment", lambda *_: pytest.fail("runs"))
 
 
 # Results
@@ -196,21 +196,23 @@ def pair(mixed, monkeypatch):
     """Two experiments, with cutoffs 1 and 2, whose results are known and returned at once."""
     known = {1: mixed.result(mixed.shallow), 2: mixed.result(mixed.deep)}
     monkeypatch.setattr(
-        sweep_module, "run_experiment", lambda plan, *_: (None, known[plan.experiment.llm_layers])
+        executor_module,
+        "run_experiment",
+        lambda plan, *_: (None, known[plan.experiment.llm_layers]),
     )
     return [mixed.shallow, mixed.deep]
 
 
 def fail_at(cutoffs, monkeypatch, error):
     """Makes experiments of some cutoffs fail."""
-    run = sweep_module.run_experiment
+    run = executor_module.run_experiment
 
     def fail_or_run(plan, *others):
         if plan.experiment.llm_layers in cutoffs:
             raise error
         return run(plan, *others)
 
-    monkeypatch.setattr(sweep_module, "run_experiment", fail_or_run)
+    monkeypatch.setattr(executor_module, "run_experiment", fail_or_run)
 
 
 def cutoffs_of(results):
@@ -260,7 +262,7 @@ def test_an_interrupt_ends_the_sweep_and_keeps_finished_results(pair, tmp_path, 
 def stop_after_one_result(folder, monkeypatch):
     """As if there were time for one result in the folder."""
     monkeypatch.setattr(
-        sweep_module.session, "fits_deadline", lambda *_: not list(folder.glob("*.json"))
+        executor_module.session, "fits_deadline", lambda *_: not list(folder.glob("*.json"))
     )
 
 
@@ -288,8 +290,9 @@ def test_a_sweep_that_stopped_in_time_continues_where_it_stopped(pair, tmp_path,
 def test_time_is_estimated_from_the_pace_of_each_kind_of_work():
     overall = OverallProgress({}, {"training": 0.5, "scoring": 10})
     work, now = {"training": 80, "scoring": 1}, time.time()
-    assert sweep_module._in_time(overall, work, now + 70)
-    assert not sweep_module._in_time(overall, work, now + 60)  # 50 seconds, and the slack
+    assert executor_module.Executor([], now + 70, overall)._in_time(work)
+    # 50 seconds, and the slack
+    assert not executor_module.Executor([], now + 60, overall)._in_time(work)
 
 
 def test_not_even_the_first_experiment_is_begun_if_it_is_expected_to_take_too_long(
@@ -308,18 +311,16 @@ def test_the_work_of_a_sweep_sums_its_experiments_and_builds_each_architecture_o
     experiments += [mixed.experiment(kind="roberta_only", epochs=2), mixed.shallow]
     plans = [plan_module.plan_experiment(experiment, tmp_path) for experiment in experiments]
     batches = schedule(plans, {plan.path for plan in plans})
-    total = sweep_module._total_work(batches, 1)
-    assert total["building"] == 2 and total["scoring"] == 5
-    works = [sweep_module._experiment_work(plan) for plan in plans]
+    total = executor_module._total_work(batches)
+    assert total["building"] == 2 + 1 and total["scoring"] == 5  # and Gemma is loaded
+    works = [executor_module.experiment_work(plan) for plan in plans]
     for kind in ("training", "embedding"):
         assert total[kind] == pytest.approx(sum(work.get(kind, 0) for work in works))
-    shared = sweep_module._total_work(batches, 2)  # but every process builds what it trains
-    assert shared["building"] == 2 and shared["training"] == pytest.approx(total["training"] / 2)
 
 
 def test_an_experiment_trains_in_every_epoch_and_is_embedded_once(mixed, tmp_path):
     once, twice, untrained = (
-        sweep_module._experiment_work(
+        executor_module.experiment_work(
             plan_module.plan_experiment(mixed.experiment(epochs=epochs), tmp_path)
         )
         for epochs in (1, 2, 0)
@@ -428,14 +429,14 @@ def test_nothing_is_trained_for_a_disk_that_has_become_full(pair, tmp_path, monk
         raise InputError("the folder cannot be written (No space left on device)")
 
     ran = []
-    run = sweep_module.run_experiment
+    run = executor_module.run_experiment
 
     def run_and_fill_the_disk(*arguments):
         ran.append(arguments)
-        monkeypatch.setattr(sweep_module, "writable_folder", fail)
+        monkeypatch.setattr(executor_module, "writable_folder", fail)
         return run(*arguments)
 
-    monkeypatch.setattr(sweep_module, "run_experiment", run_and_fill_the_disk)
+    monkeypatch.setattr(executor_module, "run_experiment", run_and_fill_the_disk)
     results, failed = run_experiments(pair, tmp_path)
     assert len(ran) == len(results) == 1
     assert "No space left" in next(iter(failed.values()))

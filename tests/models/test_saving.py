@@ -11,6 +11,7 @@ import keras_hub
 import numpy as np
 import pandas as pd
 import pytest
+from dead_process import dead_name
 from made_links import link_files
 from made_presets import write_gemma
 from made_task import experiment, write_task
@@ -666,10 +667,9 @@ def test_an_embedder_that_a_killed_run_moved_away_is_put_back_and_finished(
 ):
     out = shutil.copytree(gemma_run[0], tmp_path / "run")
     (folder,) = out.glob("embedder-*")
-    work = out / ".saving-killed"
+    work = out / f".saving-{dead_name()}-1"
     (work / "new" / folder.name).mkdir(parents=True)
     (work / "old").mkdir()
-    (work / "lock").touch()
     folder.rename(work / "old" / folder.name)
     assert plan_experiment(modes[True], out).is_finished()
     assert not work.exists()

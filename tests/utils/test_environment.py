@@ -212,31 +212,33 @@ def test_out_of_memory_is_recognized_in_the_errors_of_every_backend(error, expec
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="other backends take all GPUs")
 @pytest.mark.parametrize(
-    ("visible", "expected"), [(None, ["0", "1"]), ("", ["0", "1"]), ("2,3", ["2", "3"])]
+    ("visible", "expected"), [("", 0), ("-1", 0), ("2", 1), ("2,3", 2), ("GPU-a, GPU-b,", 2)]
 )
-def test_gpu_ids_are_those_of_cuda(monkeypatch, visible, expected):
-    put_gpus(monkeypatch, {}, {})
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert environment.gpu_ids() == expected
+def test_gpus_are_those_that_cuda_shows(monkeypatch, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert environment.count_gpus() == expected
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="other backends take all GPUs")
+def test_without_a_choice_all_gpus_of_the_machine_count(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter(["nvidia0", "nvidia1"]))
+    assert environment.count_gpus() == 2
 
 
 @pytest.mark.parametrize("initialized", [False, True])
-def test_the_other_gpus_are_left_unless_they_are_initialized(monkeypatch, caplog, initialized):
+def test_all_gpus_are_left_to_others_unless_they_are_initialized(monkeypatch, caplog, initialized):
     tensorflow, visible = pytest.importorskip("tensorflow"), []
 
     def set_visible(devices, kind):
         if initialized:
             raise RuntimeError("Visible devices cannot be modified after being initialized")
-        visible.extend(devices)
+        visible.append((devices, kind))
 
-    put_gpus(monkeypatch, {}, {})
     monkeypatch.setattr(tensorflow.config, "set_visible_devices", set_visible)
     with caplog.at_level(logging.WARNING, "embedder_helpers"):
-        assert environment.use_first_gpu_only() is not initialized
-    assert visible == ([] if initialized else [0])
+        environment.hide_gpus()
+    assert visible == ([] if initialized else [([], "GPU")])
     assert ("restart the notebook" in caplog.text) is initialized
 
 

@@ -1,18 +1,18 @@
 """Files and folders that are replaced as a whole, whatever happens meanwhile."""
 
-import errno
 import os
 import shutil
 import signal
 import sys
 import threading
-import warnings
+import time
 from pathlib import Path
 
-import filelock
 import pytest
+from dead_process import dead_name
 
 from embedder_helpers.utils import replacing
+from embedder_helpers.utils.processes import own_name
 from embedder_helpers.utils.replacing import (
     finish_interrupted,
     replace_file,
@@ -148,11 +148,16 @@ def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_folder(folder)
 
 def left_by_a_killed_process(folder):
     """A work folder as of a process that was killed after it had moved the old folder away."""
-    work = folder.parent / ".saving-killed"
+    return moved_away(folder, dead_name())
+
+
+def moved_away(folder, process):
+    """The work folder of a process that has moved the old folder away."""
+    work = folder.parent / f".saving-{process}-1"
     (work / "new" / "it").mkdir(parents=True)
     (work / "old").mkdir()
-    (work / "lock").touch()
     folder.rename(work / "old" / "it")
+    return work
 
 
 def test_a_folder_that_a_killed_process_moved_away_is_put_back_by_the_next_save(folder):
@@ -164,21 +169,44 @@ def test_a_folder_that_a_killed_process_moved_away_is_put_back_by_the_next_save(
 
 
 def test_what_belongs_to_a_living_process_stays(folder):
-    work = folder.parent / ".saving-alive"
+    work = folder.parent / f".saving-{own_name()}-1"
     (work / "new" / "it").mkdir(parents=True)
-    with filelock.FileLock(work / "lock"):
-        finish_interrupted(folder)
-        replace_folder(folder, write("new"))
-        assert (work / "new" / "it").is_dir()
     finish_interrupted(folder)
-    assert not (work / "new").exists()
+    replace_folder(folder, write("new"))
+    replace_file(folder.parent / "b", lambda file: file.write_text("new"))
+    assert (work / "new" / "it").is_dir()
+    work.rename(folder.parent / f".saving-{dead_name()}-1")
+    finish_interrupted(folder)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["b", "it"]
+
+
+# Of a process of another machine, and of a version that named no process.
+UNKNOWN = ["elsewhere-0-1-0", "abcd1234"]
+
+
+@pytest.mark.parametrize("process", UNKNOWN)
+def test_what_belongs_to_a_process_that_nobody_can_look_up_stays_for_a_day(folder, process):
+    work = folder.parent / f".saving-{process}-1"
+    (work / "new" / "it").mkdir(parents=True)
+    (work / "lock").touch()
+    for hours, is_kept in ((23, True), (25, False)):
+        os.utime(work, (time.time() - 3600 * hours,) * 2)
+        finish_interrupted(folder)
+        assert work.exists() == is_kept
+
+
+@pytest.mark.parametrize("process", [*UNKNOWN, own_name()], ids=[*UNKNOWN, "own"])
+def test_a_folder_that_stays_away_is_put_back_whoever_moved_it(folder, process, monkeypatch):
+    monkeypatch.setattr(replacing, "WAIT", 0.1)
+    moved_away(folder, process)
+    finish_interrupted(folder)
+    assert content(folder) == {"old"}
 
 
 def test_what_a_link_leads_to_is_not_removed(folder, tmp_path_factory):
     precious = tmp_path_factory.mktemp("precious")
     (precious / "old" / "it").mkdir(parents=True)
-    (precious / "lock").touch()
-    (folder.parent / ".saving-link").symlink_to(precious)
+    (folder.parent / f".saving-{dead_name()}-1").symlink_to(precious)
     finish_interrupted(folder)
     assert (precious / "old" / "it").is_dir()
 
@@ -191,8 +219,7 @@ def test_the_longest_name_can_be_replaced(tmp_path):
 
 
 def test_a_folder_that_may_not_be_written_is_no_hindrance_to_reading(folder):
-    shutil.copytree(folder, folder.parent / ".saving-old" / "old" / "it")
-    (folder.parent / ".saving-old" / "lock").touch()
+    shutil.copytree(folder, folder.parent / f".saving-{dead_name()}-1" / "old" / "it")
     folder.parent.chmod(0o500)
     try:
         finish_interrupted(folder)
@@ -201,54 +228,28 @@ def test_a_folder_that_may_not_be_written_is_no_hindrance_to_reading(folder):
     assert content(folder) == {"old"}
 
 
-@pytest.fixture(params=[errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
-def no_locks(request, monkeypatch):
-    """A file system that cannot lock files."""
-    fcntl = pytest.importorskip("fcntl")
-
-    def fail(*arguments):
-        raise OSError(request.param, os.strerror(request.param))
-
-    monkeypatch.setattr(fcntl, "flock", fail)
-    monkeypatch.setattr(replacing, "WAIT", 0.1)
-    warnings.simplefilter("ignore")  # of filelock, which tries another kind of lock
-
-
-def test_files_and_folders_are_replaced_where_files_cannot_be_locked(folder, no_locks):
-    replace_folder(folder, write("new"))
-    replace_file(folder.parent / "b", lambda file: file.write_text("new"))
-    assert content(folder) == {"new"}
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["b", "it"]
-
-
-def test_a_folder_that_was_moved_away_is_put_back_where_files_cannot_be_locked(folder, no_locks):
-    left_by_a_killed_process(folder)
-    finish_interrupted(folder)
-    assert content(folder) == {"old"}
-
-
 def test_a_work_folder_that_cannot_be_read_does_not_keep_others_from_being_finished(
     folder, monkeypatch
 ):
-    foreign = folder.parent / ".saving-a"  # of another user, and listed before
+    foreign = folder.parent / ".saving-a"  # of another user
     foreign.mkdir()
     left_by_a_killed_process(folder)
-    is_file = Path.is_file
+    stat, glob = Path.stat, Path.glob
 
-    def refuse(path):
-        if path.parent == foreign:
+    def refuse(path, **options):
+        if path == foreign and options.get("follow_symlinks", True):
             raise PermissionError
-        return is_file(path)
+        return stat(path, **options)
 
-    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "glob", lambda *given: sorted(glob(*given), reverse=True))
     finish_interrupted(folder)
     assert content(folder) == {"old"}
 
 
 def test_a_killed_writers_leftovers_are_removed_by_the_next_write_of_a_file(folder):
-    work = folder.parent / ".saving-killed"
+    work = folder.parent / f".saving-{dead_name()}-1"
     (work / "new").mkdir(parents=True)
     (work / "new" / "a.csv").write_text("half")
-    (work / "lock").touch()
     replace_file(folder.parent / "b", lambda file: file.write_text("whole"))
     assert sorted(path.name for path in folder.parent.iterdir()) == ["b", "it"]
