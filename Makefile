@@ -66,8 +66,8 @@ format: $(VENV)/.dev  ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# 01 runs on the real models and data that MODELS and DATA name (about ten minutes on two cores), 02 and 03
-# on the measured results, 04 on the built-in models (about ten minutes).
+# 01 runs on the real models and data that MODELS and DATA name (about ten minutes on two cores), the others
+# on the measured results; 02 and 04 read the models' and data's fingerprints, in presets/ and data/.
 PAGES = results/notebooks
 RENDER = $(BIN)/python tools/render_notebooks.py
 SMALL = {llm_preset: $(MODELS)/gemma3_270m, slm_preset: $(MODELS)/roberta_6l_384, \
@@ -78,7 +78,8 @@ notebooks: $(VENV)/.dev  ## execute the notebooks and write them with their outp
 	$(RENDER) notebooks/02_layer_sweep.ipynb $(PAGES)/02_layer_sweep.ipynb \
 	  -p CONFIG results/layer_sweep/sweep.yaml -p OUT results/layer_sweep
 	$(RENDER) notebooks/03_compare.ipynb $(PAGES)/03_compare.ipynb -p OUT build/notebooks/report
-	$(RENDER) notebooks/04_ablation.ipynb $(PAGES)/04_ablation.ipynb -p OUT build/notebooks/ablation
+	$(RENDER) notebooks/04_ablation.ipynb $(PAGES)/04_ablation.ipynb \
+	  -p CONFIG results/ablation/ablation.yaml -p OVERRIDES '{}' -p OUT results/ablation
 
 # Keras runs on jax or torch instead of TensorFlow, which stays installed for the tokenizers.
 BACKEND ?= jax

@@ -140,7 +140,8 @@ def _sweep_options(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--cpus-per-worker", type=int, metavar="N",
-        help="CPUs of each process of a cluster without GPUs (default: a machine's)",
+        help="CPUs of each process on machines without GPUs, which rest unless this is given or no "
+        "machine has a GPU (default: a machine's)",
     )  # fmt: skip
 
 

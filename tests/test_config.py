@@ -26,10 +26,11 @@ ALLOWED = {
     "samples_per_label": [None, 1, 32],
     "kind": ["hybrid", "gemma_only", "roberta_only", "encoder_only"],
     "llm_preset": ["gemma_2b_en", "hf://google/gemma-2b"],
-    "llm_layers": [1, 18, -1, -18, "auto"],
+    "llm_layers": [1, 18, -1, -18, "auto", "cheapest"],
     "layer_pooling": ["mean", "max", "learned"],
     "final_norm": ["rms", "learned", "last", "none"],
     "llm_dtype": ["auto", "float32", "bfloat16", "float16"],
+    "llm_control": [None, "shuffled", "noise", "random_weights"],
     "fusion": ["replace", "add", "prepend"],
     "projection": ["linear", "mlp"],
     "projection_start": [None, "ridge", "random"],
@@ -55,7 +56,9 @@ ALLOWED = {
     "scored_split": ["test", "validation"],
     "train_split": ["train", "validation"],
     "max_train_texts": [None, 2, 4000],
+    "train_texts_per_label": [None, 1, 512],
     "save_embedder": [True, False, "with_gemma"],
+    "save_predictions": [True, False],
     "states_dir": [None, "some/folder"],
     "states_gigabytes": [None, 0.5, 20],
     "stream_blocks": [True, False],
@@ -80,6 +83,7 @@ INVALID = {
     "layer_pooling": [("sum", "mean, max, learned"), (None, "mean")],
     "final_norm": [("layer", "rms, learned, last, none"), (None, "rms")],
     "llm_dtype": [("float64", "auto, float32, bfloat16, float16"), (None, "auto")],
+    "llm_control": [(bad, "shuffled, noise, or null") for bad in ("random", True, "")],
     "fusion": [("append", "replace, add, prepend"), (None, "replace")],
     "projection": [("deep", "linear, mlp")],
     "projection_start": [("none", "ridge, zero, random, or null"), (0, "ridge")],
@@ -108,7 +112,9 @@ INVALID = {
     "scored_split": [("train", "test, validation"), (None, "test")],
     "train_split": [("test", "train, validation")],
     "max_train_texts": [(1, "from 2 to"), ("all", "null")],
+    "train_texts_per_label": [(0, "from 1 to"), ("all", "null"), (1.5, INTEGER)],
     "save_embedder": [(1, "with_gemma"), ("gemma", "with_gemma"), (None, "true, false")],
+    "save_predictions": [(bad, "true or false") for bad in (1, "yes", None)],
     "states_dir": [("", "null"), (7, "null")],
     "states_gigabytes": [(0, "above 0"), (-1, "above 0"), ("all", "null"), (True, "above 0")],
     "stream_blocks": [(bad, "true or false") for bad in (1, "yes", None)],
@@ -116,6 +122,8 @@ INVALID = {
 }
 # Settings of storage, memory and tracking, which affect no result.
 NO_EFFECT = {"save_embedder", "states_dir", "states_gigabytes", "stream_blocks", "tracking"}
+NO_EFFECT |= {"save_predictions"}
+UNLESS_NULL = {"llm_control", "train_texts_per_label"}  # null is what there was before them
 SPLITS = {"train_split", "max_train_texts"}
 OPTIONAL_TRAINING = {"warmup", "clip_norm", "patience", "class_weights", "objective"}
 CONTRASTIVE = {"contrastive_weight", "contrastive_temperature"}
@@ -368,7 +376,24 @@ def test_a_duplicate_cutoff_is_an_error(llm_layers):
 def test_the_relevant_settings_leave_out_what_the_kind_ignores(kind, ignored):
     values = {"kind": kind, "llm_layers": [1, 2], "objective": "contrastive"}
     several = make_experiment(values)
-    assert set(KEYS) - set(several.relevant_settings()) == ignored | NO_EFFECT
+    assert set(KEYS) - set(several.relevant_settings()) == ignored | NO_EFFECT | UNLESS_NULL
+
+
+@pytest.mark.parametrize(
+    ("kind", "relevant"),
+    [
+        ("hybrid", UNLESS_NULL),
+        ("gemma_only", UNLESS_NULL),
+        ("roberta_only", {"train_texts_per_label"}),
+        ("encoder_only", {"train_texts_per_label"}),
+    ],
+)
+def test_a_control_matters_with_gemma_and_few_texts_where_something_is_fitted(kind, relevant):
+    values = {"llm_control": "random_weights", "train_texts_per_label": 8, "probe": True}
+    found = make_experiment({"kind": kind} | values).relevant_settings()
+    assert UNLESS_NULL & set(found) == relevant
+    untrained = make_experiment({"kind": "roberta_only", "epochs": 0} | values)
+    assert not UNLESS_NULL & set(untrained.relevant_settings())
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "gemma_only"])

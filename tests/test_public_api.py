@@ -12,10 +12,10 @@ import embedder_helpers as eh
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = set(
     "Experiment InputError build_embedder evaluate layer_table load_embedder load_experiments "
-    "load_results load_task results_table run_experiments summarize with_baselines "
+    "load_results load_task results_table run_experiments summarize verdict with_baselines "
     "write_report".split()
 )
-LIGHT = sorted(NAMES - {"build_embedder", "load_embedder"})  # these two build Keras models
+LIGHT = sorted(NAMES - {"build_embedder", "load_embedder", "verdict"})  # these have Keras models
 HEAVY = ["keras", "keras_hub", "tensorflow", "torch", "jax"]
 IMPORT = """
 import json, sys
