@@ -396,12 +396,16 @@ def test_a_sweep_that_is_killed_repeatedly_ends_with_the_same_results(mixed, tmp
 
     # While Gemma is loaded and computes, while it is scored, and while the hybrid is trained.
     generator = random.Random(33)
+    killed = 0
     for logged, seconds in (("GB of hidden states", 3), ("gemma_only-k", 1), ("hybrid-k", 6)):
         process = start(out)
-        assert any(logged in line for line in process.stdout)
-        time.sleep(generator.uniform(0, seconds))
-        process.send_signal(signal.SIGKILL)
+        # A fast machine may have finished that part before the last kill: then the sweep ends.
+        if any(logged in line for line in process.stdout):
+            time.sleep(generator.uniform(0, seconds))
+        process.kill()
         process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed
     for folder in (out, tmp_path / "uninterrupted"):
         process = start(folder)
         output, _ = process.communicate()
