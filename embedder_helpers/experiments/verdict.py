@@ -84,8 +84,10 @@ def verdict(
     planned = plan_verdict(hybrid, data, seeds, sizes)
     if encoder:
         planned.append(replace(hybrid, kind="encoder_only", encoder_preset=encoder, probe=True))
-    for experiment in planned:
-        plan_experiment(experiment, None, data)  # all is checked before any long work
+    # All is checked before any long work.
+    plans = [plan_experiment(experiment, None, data) for experiment in planned]
+    texts = plans[0].texts(Subset.EVAL)
+    cost_texts = _cost_texts(texts, data.name)
     # What has no cutoff runs beside what selects it: several processes have more to share then.
     others = [experiment for experiment in planned if experiment.kind != "hybrid"]
     reader = replace(gemma_only(hybrid), probe=True, llm_layers="cheapest")
@@ -96,12 +98,9 @@ def verdict(
 
     first, cheap = (plan_experiment(one, folder, data) for one in (hybrids[0], others[0]))
     embedder = _load_cascade(first, cheap)
-    texts = first.texts(Subset.EVAL)
     cutoffs = range(1, embedder.gemma.preset.num_layers + 1)
-    full = [text for text in texts if text.strip()]  # some of MTEB's are empty
-    some = full[:: max(1, len(full) // COST_TEXTS)][:COST_TEXTS]
     roberta = embedder.cheap and embedder.cheap.embedder
-    cost = read_or_measure_cost(folder, embedder, roberta, some, cutoffs, COST_REPEATS)
+    cost = read_or_measure_cost(folder, embedder, roberta, cost_texts, cutoffs, COST_REPEATS)
     found = assemble(results, folder, texts=texts, cost=cost)
     write_verdict(found, folder, embedder)
     return found
@@ -115,6 +114,17 @@ def _check_numbers(seeds: Sequence[int], sizes: Sequence[int]) -> None:
             f"sizes has {show_list(wrong, 3)}, but must hold numbers of training texts per label, "
             "1 or more"
         )
+
+
+def _cost_texts(texts: Sequence[str], task: str) -> list[str]:
+    """At most `COST_TEXTS` of the test texts; some of MTEB's are empty, which cost nothing."""
+    full = [text for text in texts if text.strip()]
+    if len(full) < 2:
+        raise InputError(
+            f"{task} has {len(full)} test text(s) that are not blank, but a verdict compares "
+            "on two or more: hundreds are needed to settle anything"
+        )
+    return full[:: max(1, len(full) // COST_TEXTS)][:COST_TEXTS]
 
 
 def plan_verdict(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from embedder_helpers.config import Experiment
+from embedder_helpers.errors import InputError
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray, from_lengths
 
 MAX_TOKENS = 50_000  # about as many are enough for mean and covariance, or drawn at a time
@@ -41,6 +42,9 @@ class StatesControl:
         """Hidden states of the same lengths for the same texts; None and unchanged ones as is.
 
         Shuffled ones are those of another text of the call, repeated or cut to the text's length.
+
+        Raises:
+            InputError: shuffled, but there is no other text.
         """
         if states is None or self._control not in ("shuffled", "noise"):
             return states
@@ -82,6 +86,11 @@ def _layers(states: RaggedArray | MultiLayerStates) -> list[RaggedArray]:
 
 def _others(count: int, generator: np.random.Generator) -> np.ndarray:
     """`(count,)` another text for each one, and each text for one."""
+    if count == 1:
+        raise InputError(
+            "llm_control is 'shuffled', but there is a single text: give two or more, so that each "
+            "can have another one's hidden states"
+        )
     order = generator.permutation(count)
     others = np.empty(count, int)
     others[order] = np.roll(order, 1)

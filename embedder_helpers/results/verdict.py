@@ -101,7 +101,9 @@ def assemble(
 
 
 def write_tables(verdict: Verdict, folder: str | Path) -> list[Path]:
-    """Write the tables of a verdict as CSV to a folder; those it does not have are left out.
+    """Write the tables of a verdict as CSV to a folder.
+
+    Those it does not have are removed, because an earlier verdict's would contradict the page.
 
     Args:
         verdict: to write.
@@ -123,8 +125,11 @@ def write_tables(verdict: Verdict, folder: str | Path) -> list[Path]:
         "layers": verdict.layers,
         "cascade": verdict.cascade and verdict.cascade.curve,
     }
-    return [
-        to_csv(table, folder / f"{name}.csv")
-        for name, table in tables.items()
-        if table is not None and len(table)
-    ]
+    written = []
+    for name, table in tables.items():
+        path = folder / f"{name}.csv"
+        if table is not None and len(table):
+            written.append(to_csv(table, path))
+        else:
+            path.unlink(missing_ok=True)
+    return written

@@ -228,6 +228,8 @@ FIGURES: dict[str, Callable[..., "Figure | None"]] = {
 def write_figures(verdict: Verdict, folder: str | Path) -> list[Path]:
     """Write every figure that the verdict has numbers for, as PNG.
 
+    The others are removed, because an earlier verdict's would contradict the page.
+
     Args:
         verdict: of `assemble`.
         folder: for `learning_curve.png`, `controls.png`, `cost.png` and `cascade.png`; created if
@@ -240,8 +242,14 @@ def write_figures(verdict: Verdict, folder: str | Path) -> list[Path]:
         InputError: the folder cannot be written.
     """
     folder = writable_folder(folder)
-    paths = {folder / f"{name}.png": plot for name, plot in FIGURES.items()}
-    return [path for path, plot in paths.items() if plot(verdict, path)]
+    written = []
+    for name, plot in FIGURES.items():
+        path = folder / f"{name}.png"
+        if plot(verdict, path):
+            written.append(path)
+        else:
+            path.unlink(missing_ok=True)
+    return written
 
 
 # === Layout ===

@@ -255,6 +255,7 @@ def test_a_second_call_trains_and_measures_nothing_and_says_the_same(run, traini
     assert again.table().equals(found.table())
 
 
+@pytest.mark.slow
 def test_what_failed_is_one_error_and_is_all_that_the_next_call_runs(
     quick, gemma, tmp_path, monkeypatch, trainings, caplog
 ):
@@ -285,6 +286,7 @@ def test_what_failed_is_one_error_and_is_all_that_the_next_call_runs(
     assert (out / "verdict.html").exists()
 
 
+@pytest.mark.slow
 def test_an_embedder_whose_cascade_was_lost_gets_it_back_without_training(run, trainings):
     hybrid, out, _ = run
     (folder,) = out.glob("embedder-weather-hybrid-*")
@@ -347,6 +349,14 @@ def test_a_wrong_setting_is_reported_before_anything_runs(
     with pytest.raises(InputError) as error:
         verdicts.verdict(hybrid, tmp_path / "out")
     assert words in str(error.value)
+
+
+def test_a_single_test_text_is_reported_before_anything_runs(nothing_runs, tmp_path):
+    folder = write_named_task(tmp_path / "weather")
+    first, *_ = (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "test.jsonl").write_text(first, encoding="utf-8")
+    with pytest.raises(InputError, match="1 test text.s. that are not blank"):
+        verdicts.verdict(str(folder), tmp_path / "out")
 
 
 def test_a_task_that_does_not_exist_is_reported_before_anything_runs(nothing_runs, tmp_path):

@@ -106,3 +106,9 @@ def test_noise_that_is_drawn_in_parts_is_the_same(monkeypatch):
     expected = whole.replace(made_states())
     monkeypatch.setattr("embedder_helpers.models.controls.MAX_TOKENS", 4)
     np.testing.assert_allclose(in_parts.replace(made_states()).values, expected.values, atol=1e-5)
+
+
+def test_a_single_text_cannot_have_the_states_of_another_one():
+    control = StatesControl(Experiment(llm_control="shuffled"))
+    with pytest.raises(InputError, match="a single text"):
+        control.replace(from_lengths(np.ones((3, 2), "float32"), np.array([3])))

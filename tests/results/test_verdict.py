@@ -463,6 +463,13 @@ def test_tables_are_written_so_that_a_spreadsheet_computes_nothing(fallen, tmp_p
     assert written["text"][0] == "'=text 0" and len(written) == 400
 
 
+def test_tables_that_a_verdict_lacks_are_removed(fallen, tmp_path):
+    before = write_tables(fallen[1], tmp_path)
+    after = write_tables(dataclasses.replace(fallen[1], labels=None), tmp_path)
+    assert set(before) - set(after) == {tmp_path / "labels.csv"}
+    assert set(tmp_path.glob("*.csv")) == set(after)
+
+
 # === The cascade ===
 
 

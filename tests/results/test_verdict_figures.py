@@ -93,6 +93,7 @@ def test_every_figure_is_written(verdict, tmp_path):
     assert all(path.stat().st_size > 1000 for path in paths)
 
 
-def test_figures_without_numbers_are_left_out(bare, tmp_path):
+def test_figures_without_numbers_are_left_out_and_earlier_ones_removed(bare, verdict, tmp_path):
+    figures.write_figures(verdict, tmp_path)
     assert figures.write_figures(bare, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
