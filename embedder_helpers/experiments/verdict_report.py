@@ -1,17 +1,21 @@
 """The files of a verdict: tables, figures, and one page with the texts that decided it."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from embedder_helpers.models.architectures import Hybrid
-from embedder_helpers.models.attribution import attribute
+from embedder_helpers.models.attribution import Attribution, attribute
+from embedder_helpers.results.formats import to_csv
 from embedder_helpers.results.verdict import Verdict, write_tables
 from embedder_helpers.results.verdict_figures import write_figures
 from embedder_helpers.results.verdict_page import PageFigure, PageTable, PageText, write_page
 
-PAGE = "verdict.html"
+PAGE, TOKENS = "verdict.html", "tokens.csv"
 SHOWN_TEXTS = 12  # at most, of those that only one classifier gets right, for each of them
+SHOWN_TOKENS = 15  # at most, of those texts
 MAX_LETTERS = 600  # of such a text, since each of its tokens costs a pass through RoBERTa
 
 # Title, what is seen, and how to read it.
@@ -44,6 +48,10 @@ FIGURES = {
 def write_verdict(verdict: Verdict, folder: str | Path, hybrid: Hybrid | None = None) -> Path:
     """Write a verdict's tables as CSV, its figures as PNG, and the page `verdict.html`.
 
+    With a hybrid, `tokens.csv` has a row for each token of the page's texts: `text`, its row in
+    `texts.csv`; `label`, whose probability is explained; and the columns of
+    `models.attribution.Attribution.tokens`.
+
     Costs a pass through Gemma for each text on the page, and one through RoBERTa for each of its
     tokens.
 
@@ -59,6 +67,15 @@ def write_verdict(verdict: Verdict, folder: str | Path, hybrid: Hybrid | None = 
         InputError: the folder cannot be written.
     """
     write_tables(verdict, folder)
+    decisive = decisive_texts(verdict)
+    decisive = decisive[decisive["text"].map(_has_letters)]
+    shown = [text.strip()[:MAX_LETTERS] for text in decisive["text"]]
+    explained = attribute(hybrid, shown) if hybrid and shown else []
+    tokens = _tokens(decisive.index, explained)
+    if len(tokens):
+        to_csv(tokens, Path(folder) / TOKENS)
+    else:
+        (Path(folder) / TOKENS).unlink(missing_ok=True)
     images = {path.stem: path.read_bytes() for path in write_figures(verdict, folder)}
     figures = [
         PageFigure(title, images[name], alternative, text)
@@ -70,13 +87,13 @@ def write_verdict(verdict: Verdict, folder: str | Path, hybrid: Hybrid | None = 
         f"Does the LLM help on {verdict.task}?",
         verdict.sentence,
         figures,
-        _tables(verdict),
-        _texts(verdict, hybrid),
+        _tables(verdict, tokens),
+        _texts(decisive, shown, explained),
         verdict.notes,
     )
 
 
-def _tables(verdict: Verdict) -> list[PageTable]:
+def _tables(verdict: Verdict, tokens: pd.DataFrame) -> list[PageTable]:
     tables = [
         PageTable(
             "What is compared",
@@ -88,6 +105,13 @@ def _tables(verdict: Verdict) -> list[PageTable]:
     if verdict.labels is not None:
         caption = "The share of a label's texts that is recognized, and the paired difference."
         tables.append(PageTable("On which labels?", caption, verdict.labels))
+    if len(tokens):
+        caption = (
+            "Of the texts below, those whose hidden states change the probability of the hybrid's "
+            "label most when left out: below 0 they speak for it. Beside the token's embedding "
+            "in RoBERTa, a state has the given length."
+        )
+        tables.append(PageTable("On which tokens?", caption, decisive_tokens(tokens)))
     return tables
 
 
@@ -104,12 +128,52 @@ def decisive_texts(verdict: Verdict) -> pd.DataFrame:
     return scored.groupby("only").head(SHOWN_TEXTS)
 
 
-def _texts(verdict: Verdict, hybrid: Hybrid | None) -> list[PageText]:
+def decisive_tokens(tokens: pd.DataFrame) -> pd.DataFrame:
+    """The tokens whose hidden states change most, at most `SHOWN_TOKENS`, by their sum.
+
+    Args:
+        tokens: as in `tokens.csv`.
+
+    Returns:
+        A row per `token`, in small letters: `occurrences`, the mean `change`, and the mean length
+        of the projected state as a multiple of the token embedding's; NaN where RoBERTa reads none.
+    """
+    table = tokens.assign(
+        token=tokens["token"].str.strip().str.lower(),
+        size=tokens["change"].abs(),
+        ratio=tokens["gemma_norm"] / tokens["token_norm"],
+    )
+    table = table[table["token"].fillna("") != ""]
+    groups = table.groupby("token")
+    found = pd.DataFrame(
+        {
+            "occurrences": groups.size(),
+            "change": groups["change"].mean(),
+            "length beside the token's": groups["ratio"].mean(),
+        }
+    )
+    order = groups["size"].sum().sort_values(ascending=False, kind="stable").index
+    return found.loc[order[:SHOWN_TOKENS]].reset_index()
+
+
+def _has_letters(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())
+
+
+def _tokens(rows: Sequence[Any], explained: Sequence[Attribution]) -> pd.DataFrame:
+    """The tokens of some texts, of which `rows` are the rows in `texts.csv`, as in `tokens.csv`."""
+    tables = []
+    for row, found in zip(rows, explained, strict=bool(explained)):
+        table = found.tokens.assign(text=row, label=found.label)
+        tables.append(table[["text", "label", *found.tokens.columns]])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _texts(
+    decisive: pd.DataFrame, shown: Sequence[str], explained: Sequence[Attribution]
+) -> list[PageText]:
     """The decisive texts, coloured by what Gemma says for the hybrid's label."""
-    rows = decisive_texts(verdict).to_dict("records")
-    rows = [row for row in rows if isinstance(row["text"], str) and row["text"].strip()]
-    shown = [row["text"].strip()[:MAX_LETTERS] for row in rows]
-    explained = attribute(hybrid, shown) if hybrid and shown else [None] * len(shown)
+    rows = decisive.to_dict("records")
     return [
         PageText(
             text,
@@ -118,5 +182,5 @@ def _texts(verdict: Verdict, hybrid: Hybrid | None) -> list[PageText]:
             found.tokens if found else None,
             found.label if found else None,
         )
-        for row, text, found in zip(rows, shown, explained, strict=True)
+        for row, text, found in zip(rows, shown, explained or [None] * len(rows), strict=True)
     ]

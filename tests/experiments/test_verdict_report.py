@@ -96,7 +96,8 @@ class Explained:
     label = "wet"
 
     def __init__(self, text):
-        self.tokens = pd.DataFrame({"start": [0], "end": [len(text)], "change": [-0.5]})
+        row = {"token": text, "start": 0, "end": len(text), "gemma_norm": 2.0, "token_norm": 4.0}
+        self.tokens = pd.DataFrame([row | {"change": -0.5}])
 
 
 def test_only_the_beginning_of_texts_that_have_letters_is_explained(verdict, tmp_path, monkeypatch):
@@ -116,6 +117,20 @@ def test_only_the_beginning_of_texts_that_have_letters_is_explained(verdict, tmp
     assert len(coloured) == 2
 
 
+def test_tokens_are_grouped_by_their_small_letters_and_ordered_by_all_they_change():
+    columns = ["token", "gemma_norm", "token_norm", "change"]
+    rows = [(" If", 1, 2, -0.2), ("if ", 3, 2, -0.1), ("", 9, 9, 0.9), ("rain", 1, 1, 0.25)]
+    found = verdict_report.decisive_tokens(pd.DataFrame(rows, columns=columns))
+    assert found.columns.tolist() == ["token", "occurrences", "change", "length beside the token's"]
+    expected = [["if", 2, -0.15, 1.0], ["rain", 1, 0.25, 1.0]]
+    for row, values in zip(found.to_numpy().tolist(), expected, strict=True):
+        assert row == [values[0], *map(pytest.approx, values[1:])]
+    many = pd.DataFrame([(f"w{i}", 1, 1, i) for i in range(50)], columns=columns)
+    assert verdict_report.decisive_tokens(many)["token"].tolist() == [
+        f"w{i}" for i in range(49, 49 - verdict_report.SHOWN_TOKENS, -1)
+    ]
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(verdict, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
@@ -130,8 +145,17 @@ def test_texts_are_coloured_by_a_trained_hybrid(fusion, verdict, tmp_path):
     hybrid = build_embedder(Experiment(llm_layers=1, fusion=fusion, projection_start="random"))
     kernel = 0.1 * np.random.default_rng(0).normal(size=(hybrid.width, 3)).astype("float32")
     hybrid.head = Head(kernel, np.zeros(3, "float32"), np.array(["rain", "snow", "sun"]))
-    few = dataclasses.replace(verdict, scored=verdict.scored[verdict.scored["only"] != ""].head(3))
+    three = verdict.scored[verdict.scored["only"] != ""].head(3).reset_index(drop=True)
+    few = dataclasses.replace(verdict, scored=three)
     page = Page(write_verdict(few, tmp_path, hybrid).read_text(encoding="utf-8"))
     assert page.loads_nothing()
     assert any("title" in attributes for attributes in page.all_of("span"))
-    assert "colours: " in page.text_in("h4")
+    assert "colours: " in page.text_in("h4") and "On which tokens?" in page.text_in("h2")
+    tokens = pd.read_csv(tmp_path / "tokens.csv", keep_default_na=False)
+    texts = pd.read_csv(tmp_path / "texts.csv")["text"]
+    assert set(tokens["text"]) == set(range(3)) and tokens["change"].any()
+    for row in tokens.to_dict("records"):
+        covered = texts[row["text"]][row["start"] : row["end"]]
+        assert row["token"].removeprefix("'") == covered  # no formula for a spreadsheet
+    write_verdict(few, tmp_path)
+    assert not (tmp_path / "tokens.csv").exists()
