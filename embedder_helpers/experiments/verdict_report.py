@@ -16,7 +16,7 @@ from embedder_helpers.results.verdict_page import PageFigure, PageTable, PageTex
 PAGE, TOKENS = "verdict.html", "tokens.csv"
 SHOWN_TEXTS = 12  # at most, of those that only one classifier gets right, for each of them
 SHOWN_TOKENS = 15  # at most, of those texts
-MAX_LETTERS = 600  # of such a text, since each of its tokens costs a pass through RoBERTa
+MAX_LETTERS = 600  # of such a text are coloured, since each token costs a pass through RoBERTa
 
 # Title, what is seen, and how to read it.
 FIGURES = {
@@ -30,7 +30,7 @@ FIGURES = {
         "Knowledge or capacity?",
         "What the hybrid and its controls gain over RoBERTa alone",
         "A control has the hybrid's size without what Gemma knows of the text. What it gains is "
-        "capacity; the rest of the hybrid's gain is knowledge.",
+        "capacity, not knowledge; whether the hybrid gains more is said above, if it is settled.",
     ),
     "cost": (
         "Which cutoff, at what cost?",
@@ -69,8 +69,7 @@ def write_verdict(verdict: Verdict, folder: str | Path, hybrid: Hybrid | None = 
     write_tables(verdict, folder)
     decisive = decisive_texts(verdict)
     decisive = decisive[decisive["text"].map(_has_letters)]
-    shown = [text.strip()[:MAX_LETTERS] for text in decisive["text"]]
-    explained = attribute(hybrid, shown) if hybrid and shown else []
+    explained = _explain(hybrid, decisive["text"].tolist()) if hybrid and len(decisive) else []
     tokens = _tokens(decisive.index, explained)
     if len(tokens):
         to_csv(tokens, Path(folder) / TOKENS)
@@ -88,7 +87,7 @@ def write_verdict(verdict: Verdict, folder: str | Path, hybrid: Hybrid | None = 
         verdict.sentence,
         figures,
         _tables(verdict, tokens),
-        _texts(decisive, shown, explained),
+        _texts(decisive, explained),
         verdict.notes,
     )
 
@@ -169,18 +168,26 @@ def _tokens(rows: Sequence[Any], explained: Sequence[Attribution]) -> pd.DataFra
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _texts(
-    decisive: pd.DataFrame, shown: Sequence[str], explained: Sequence[Attribution]
-) -> list[PageText]:
-    """The decisive texts, coloured by what Gemma says for the hybrid's label."""
+def _explain(hybrid: Hybrid, texts: Sequence[str]) -> list[Attribution]:
+    """What explains the beginning of each text, with the tokens' places in the whole text."""
+    blanks = [len(text) - len(text.lstrip()) for text in texts]
+    explained = attribute(hybrid, [text.strip()[:MAX_LETTERS] for text in texts])
+    return [
+        found._replace(tokens=found.tokens.assign(**(found.tokens[["start", "end"]] + blank)))
+        for found, blank in zip(explained, blanks, strict=True)
+    ]
+
+
+def _texts(decisive: pd.DataFrame, explained: Sequence[Attribution]) -> list[PageText]:
+    """The decisive texts, their beginning coloured by what Gemma says for the hybrid's label."""
     rows = decisive.to_dict("records")
     return [
         PageText(
-            text,
+            row["text"],
             row["label"],
             {"hybrid": row["hybrid says"], "RoBERTa": row["RoBERTa says"]},
             found.tokens if found else None,
             found.label if found else None,
         )
-        for row, text, found in zip(rows, shown, explained or [None] * len(rows), strict=True)
+        for row, found in zip(rows, explained or [None] * len(rows), strict=True)
     ]

@@ -84,8 +84,12 @@ def check_cheap(
 
 def check_threshold(threshold: float) -> None:
     """Raises InputError if the argument `cascade` of `predict` is no probability."""
-    if not (_is_number(threshold) and 0 <= threshold <= 1):
-        raise InputError(f"cascade is {show(threshold)}, but must be a probability from 0 to 1")
+    is_probability = _is_number(threshold) and 0 <= threshold <= 1
+    if not (is_probability or (isinstance(threshold, float) and threshold == math.inf)):
+        raise InputError(
+            f"cascade is {show(threshold)}, but must be a probability from 0 to 1, or infinite, so "
+            "that all texts go on"
+        )
 
 
 def answer(

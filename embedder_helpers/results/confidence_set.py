@@ -10,6 +10,7 @@ them were looked at.
 import numpy as np
 
 DRAWS = 10_000  # bootstrap samples: a p-value of 0.05 is then known to 0.002
+ROUNDING = 1e-12  # of the largest score, which is no difference
 MAX_COUNTS = 10_000_000  # that are held in memory at a time, 160 MB with their copy
 
 
@@ -50,15 +51,16 @@ def elimination_p_values(
     embedders, cases = scores.shape
     means = scores.mean(1)
     resampled = _resampled_means(scores, draws, seed) - means[:, None]  # (embedders, draws)
+    scale = np.abs(scores).max()
     p_values, left, highest = np.ones(embedders), list(range(embedders)), 0.0
     while len(left) > 1:
         # How far each is below the mean of those left, in standard errors.
         behind = means[left].mean() - means[left]
         noise = resampled[left].mean(0) - resampled[left]
         errors = noise.std(1)
-        if not errors.any() and not behind.any():
+        if max(errors.max(), np.abs(behind).max()) < ROUNDING * scale:
             break  # the same scores in every case
-        errors = np.maximum(errors, np.finfo(float).tiny)
+        errors = np.maximum(errors, ROUNDING * scale)
         observed = behind / errors
         p_value = float(((noise / errors[:, None]).max(0) >= observed.max()).mean())
         highest = max(highest, p_value)  # no embedder may outlive one removed later

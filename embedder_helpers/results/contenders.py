@@ -104,7 +104,10 @@ class Contender:
         )
 
     def _interval(self, rows: Sequence[np.ndarray]) -> Interval | None:
-        return _interval_of(np.stack(rows), self.is_seedless) if rows else None
+        """The interval of a share, which is from 0 to 1."""
+        if not rows:
+            return None
+        return Interval(*np.clip(_interval_of(np.stack(rows), self.is_seedless), 0, 1).tolist())
 
     def validation_right(self) -> np.ndarray | None:
         """`(validation texts,)` share of seeds whose head is right; None if it is not known."""

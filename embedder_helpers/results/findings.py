@@ -27,6 +27,7 @@ from embedder_helpers.results.contenders import (
 )
 from embedder_helpers.results.disagreement import Disagreement, disagreement
 from embedder_helpers.results.intervals import Interval
+from embedder_helpers.results.naming import relevant_settings
 from embedder_helpers.results.paired import Needed, crossed_interval, needed_to_settle
 
 HEAD, PROTOCOL = "head", "protocol"  # whose accuracy the score is
@@ -98,7 +99,8 @@ class Findings:
         task: name of the task.
         texts: number of training texts; None if nothing was trained.
         scored_texts: number of texts that are scored.
-        seeds: number of seeds that hybrid and RoBERTa alone have in common.
+        seeds: number of seeds that hybrid and RoBERTa alone have in common, with predictions
+            where the score is the head's.
         score: `head` or `protocol`, whose accuracy was compared; the protocol's where there are no
             predictions of heads.
         difference: accuracy of the hybrid minus that of RoBERTa alone, paired over seeds and texts.
@@ -121,6 +123,8 @@ class Findings:
         cascade: None without predictions of validation texts.
         encoder: name of the ready encoder; None if there is none.
         encoder_difference: accuracy of the hybrid minus the ready encoder's.
+        unlike: settings in which the hybrid and RoBERTa alone, or a control, differ though they
+            should not.
         contenders: those in the table, in its order.
         points_per_doubling: points of accuracy that twice the time should give.
     """
@@ -147,6 +151,7 @@ class Findings:
     cascade: Cascade | None
     encoder: str | None
     encoder_difference: Interval | None
+    unlike: list[str]
     contenders: list[Contender]
     points_per_doubling: float
 
@@ -193,15 +198,24 @@ class Findings:
     def knowledge(self) -> str | None:
         """What the gain is: `knowledge`, `capacity` or `not settled`; None without gain or controls.
 
-        It is capacity if some control gives at least half of it. It is knowledge if none does, the
-        hybrid is ahead of each, and random weights are among them.
+        It is capacity if some control gives at least half of it, and is better than RoBERTa alone
+        itself, its interval above 0. It is knowledge if none gives half, the hybrid is ahead of
+        each, and random weights are among them.
         """
         if not (self.difference.low > 0 and self.controls):
             return None
-        if any(control.gain.mean >= self.difference.mean / 2 for control in self.controls.values()):
+        half = [self.controls[name].gain for name in self.half_controls]
+        if any(gain.low > 0 for gain in half):
             return "capacity"
-        is_ahead = all(control.ahead.low > 0 for control in self.controls.values())
+        is_ahead = all(control.ahead.low > 0 for control in self.controls.values()) and not half
         return "knowledge" if is_ahead and "random_weights" in self.controls else "not settled"
+
+    @property
+    def half_controls(self) -> list[str]:
+        """The controls that give at least half of the gain, the one that gives most first."""
+        gains = {name: control.gain.mean for name, control in self.controls.items()}
+        names = [name for name, gain in gains.items() if gain >= self.difference.mean / 2]
+        return sorted(names, key=lambda name: -gains[name])
 
 
 def find(
@@ -233,6 +247,11 @@ def find(
         control: select(contenders, "hybrid", control=control, texts_per_label=size, like=hybrid)
         for control in CONTROL_NAMES
     }
+    # At another cutoff it would be a control of another hybrid.
+    controls = {
+        name: control if control and control.cutoffs == hybrid.cutoffs else None
+        for name, control in controls.items()
+    }
     gemma_control = select(
         contenders, "gemma_only", control="random_weights", texts_per_label=size, like=hybrid
     )
@@ -248,7 +267,7 @@ def find(
         task=first.task["name"],
         texts=first.task["texts"].get("fit"),
         scored_texts=first.task["texts"].get("scored", 0),
-        seeds=len(common_seeds(hybrid, roberta)),
+        seeds=len(differences if has_heads else common_seeds(hybrid, roberta)),
         score=HEAD if has_heads else PROTOCOL,
         difference=compared(hybrid, roberta, has_heads),
         needed=needed_to_settle(differences) if has_heads else None,
@@ -267,6 +286,7 @@ def find(
         cascade=_cascade(hybrid, roberta, cost),
         encoder=encoder and (encoder.first.experiment.get("encoder_preset") or encoder.name),
         encoder_difference=encoder and compared(hybrid, encoder, has_heads),
+        unlike=_unlike(hybrid, [roberta, *filter(None, controls.values())]),
         contenders=[contender for contender in shown if contender],
         points_per_doubling=points_per_doubling,
     )
@@ -284,6 +304,19 @@ def _main_pair(contenders: Sequence[Contender]) -> tuple[Contender, Contender]:
         "a verdict compares a hybrid with RoBERTa alone, but the results have no two of these with "
         "a seed and a number of training texts in common: run both with the same settings"
     )
+
+
+def _unlike(hybrid: Contender, others: Sequence[Contender]) -> list[str]:
+    """The settings that a hybrid shares with others, with another value."""
+    ours = relevant_settings(hybrid.first)
+    differing = [
+        name
+        for other in others
+        for name, value in relevant_settings(other.first).items()
+        if name in ours and ours[name] != value
+    ]
+    known = {"kind", "seed", "llm_layers", "llm_control", "task", "task_data"}
+    return [name for name in dict.fromkeys(differing) if name not in known]
 
 
 def compared(first: Contender, second: Contender, has_heads: bool) -> Interval | None:
@@ -476,7 +509,8 @@ def _label_table(hybrid: Contender, roberta: Contender) -> pd.DataFrame | None:
         of_label = labels == label
         differences = ours[:, of_label].astype(float) - theirs[:, of_label]
         interval = crossed_interval(differences)
-        if len(ours) == 1:
+        # Texts that are all alike, or a single one, do not say how others would differ.
+        if len(ours) == 1 or not differences.mean(0).std():
             interval = Interval(interval.mean, np.nan, np.nan)
         rows.append(
             {
@@ -522,18 +556,21 @@ def _scored_table(
             "label": _true_labels(hybrid),
             "hybrid": ours.mean(0),
             "RoBERTa": theirs.mean(0),
-            "hybrid says": _most_said([one for one, _ in pairs]),
-            "RoBERTa says": _most_said([other for _, other in pairs]),
+            "hybrid says": _most_said([one for one, _ in pairs], ours.mean(0) > 0.5),
+            "RoBERTa says": _most_said([other for _, other in pairs], theirs.mean(0) > 0.5),
             "only": only,
         }
     )
 
 
-def _most_said(predictions: Sequence) -> np.ndarray:
-    """`(texts,)` the label that most seeds predict, the first of equals."""
+def _most_said(predictions: Sequence, is_right: np.ndarray) -> np.ndarray:
+    """`(texts,)` the label that most seeds predict; where they are not right, the wrong one."""
     classes = predictions[0].classes
     counts = sum(np.equal.outer(said.predicted, np.arange(len(classes))) for said in predictions)
-    return classes.astype(object)[np.asarray(counts, int).argmax(1)]
+    counts, labels = np.asarray(counts, int), predictions[0].labels
+    rows = np.flatnonzero(~is_right & (labels >= 0))
+    counts[rows, labels[rows]] = -1  # the true label may be said as often as another
+    return classes.astype(object)[counts.argmax(1)]
 
 
 # === Cascade ===

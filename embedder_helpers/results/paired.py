@@ -37,6 +37,18 @@ class Components(NamedTuple):
         """The variance of the mean over so many seeds and texts."""
         return self.seeds / seeds + self.texts / texts + self.rest / (seeds * texts)
 
+    def quantiles(self, seeds: int, texts: int) -> tuple[float, float]:
+        """Student's quantiles of the interval's end and of POWER, by Satterthwaite's freedom."""
+        rest = self.rest / (seeds * texts)
+        by_seeds, by_texts = self.seeds / seeds + rest, self.texts / texts + rest
+        shares = by_seeds**2 / (seeds - 1) + by_texts**2 / (texts - 1)
+        freedom = (by_seeds + by_texts) ** 2 / shares if shares else np.inf
+        return tuple(float(stats.t.ppf(level, freedom)) for level in ((1 + LEVEL) / 2, POWER))
+
+    def settled_size(self, seeds: int, texts: int) -> float:
+        """The difference that so many seeds and texts settle as often as POWER says."""
+        return sum(self.quantiles(seeds, texts)) * float(np.sqrt(self.of_mean(seeds, texts)))
+
 
 class Needed(NamedTuple):
     """What would settle a difference of the size that was found, four times in five.
@@ -102,7 +114,8 @@ def variance_components(values: np.ndarray) -> Components:
 def needed_to_settle(differences: np.ndarray) -> Needed | None:
     """About how many seeds, or test texts, would settle a difference of the size that was found.
 
-    By normal quantiles, so that it is a little short for very few seeds.
+    By the quantiles of Student's t, as the interval that will be computed then, to about 2 % of the
+    texts.
 
     Args:
         differences: `(seeds, texts)`.
@@ -114,20 +127,16 @@ def needed_to_settle(differences: np.ndarray) -> Needed | None:
     seeds, texts = differences.shape
     if min(seeds, texts) < 2:
         return None
-    parts = variance_components(differences)
-    of_interval = float(stats.norm.ppf((1 + LEVEL) / 2))
-    errors = of_interval + float(stats.norm.ppf(POWER))
-    allowed = (abs(float(differences.mean())) / errors) ** 2  # variance of the mean
-    enough = (n for n in range(seeds + 1, MOST_SEEDS + 1) if parts.of_mean(n, texts) <= allowed)
-    left = allowed - parts.seeds / seeds  # for what depends on the texts
-    more_texts = None
-    if left > 0:
-        more_texts = int(np.ceil((parts.texts + parts.rest / seeds) / left))
-        if not texts < more_texts <= MOST_TIMES_TEXTS * texts:
-            more_texts = None
+    parts, size = variance_components(differences), abs(float(differences.mean()))
+    more_seeds = range(seeds + 1, MOST_SEEDS + 1)
+    more_texts = np.unique(np.geomspace(texts + 1, MOST_TIMES_TEXTS * texts, 300).astype(int))
     interval = crossed_interval(differences)
-    smallest = errors / of_interval * (interval.high - interval.mean)
-    return Needed(next(enough, None), more_texts, smallest)
+    of_interval, of_power = parts.quantiles(seeds, texts)
+    return Needed(
+        next((n for n in more_seeds if parts.settled_size(n, texts) <= size), None),
+        next((int(n) for n in more_texts if parts.settled_size(seeds, n) <= size), None),
+        (interval.high - interval.mean) * (1 + of_power / of_interval),
+    )
 
 
 def macro_f1_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:

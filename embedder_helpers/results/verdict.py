@@ -47,7 +47,7 @@ class Verdict(Findings):
         return {
             "embedder": contender.name,
             "cutoff": " or ".join(map(str, contender.cutoffs)) or "-",
-            "seeds": len(results),
+            "seeds": len(contender.predictions or results),
             "head accuracy": format_interval(
                 contender.accuracy() or score_interval(results, "head accuracy")
             ),

@@ -208,7 +208,7 @@ def plot_cascade(verdict: Verdict, path: str | Path | None = None) -> "Figure | 
     )  # fmt: skip
     panel.plot(
         100 * cascade.share, 100 * cascade.accuracy, "o", color="#136",
-        label=f"threshold {cascade.threshold:.2f}, chosen on validation texts: "
+        label=f"threshold {cascade.threshold:.3g}, chosen on validation texts: "
         f"{percent(cascade.share)} go on",
     )  # fmt: skip
     panel.set_xlabel("share of the texts that reach Gemma, %")

@@ -84,7 +84,9 @@ def _layer(findings: Findings) -> str | None:
     if findings.cheapest is None:
         return None
     of = f" of {findings.num_layers}" if findings.num_layers else ""
-    text = f"the cheapest cutoff that is not worse than the best is layer {findings.cheapest}{of}"
+    by = "a linear probe of Gemma" if findings.layers_by == "linear probe" else "validation"
+    text = f"the cheapest cutoff that cannot be told from the best by {by} is layer "
+    text += f"{findings.cheapest}{of}"
     if findings.cutoffs != [findings.cheapest]:
         text += f" (the hybrid's is {' or '.join(map(str, findings.cutoffs))})"
     return text
@@ -95,17 +97,17 @@ def _knowledge(findings: Findings) -> str | None:
         return None
     gains = {name: control.gain.mean for name, control in findings.controls.items()}
     most = max(gains, key=gains.get)
+    of = f"of the {number(findings.difference.mean)}"
     if findings.knowledge == "capacity":
-        whole = number(findings.difference.mean)
-        return (
-            f"the gain is mostly capacity: {CONTROLS[most]} gives {number(gains[most])} of the "
-            f"{whole}"
-        )
+        return f"the gain is mostly capacity: {CONTROLS[most]} gives {number(gains[most])} {of}"
     if findings.knowledge == "knowledge":
         text = f"{CONTROLS['random_weights']} gives {number(gains['random_weights'])}"
         if most != "random_weights":
             text += f", {CONTROLS[most]} {number(gains[most])}"
         return f"the gain is knowledge: {text}"
+    if findings.half_controls:
+        gain = _amount(findings.controls[most].gain)
+        return f"whether the gain is knowledge is not settled: {CONTROLS[most]} gives {gain} {of}"
     behind = min(findings.controls, key=lambda name: findings.controls[name].ahead.low)
     ahead = findings.controls[behind].ahead
     text = f"the hybrid minus {CONTROLS[behind]} is {_amount(ahead, signed=True)}"
@@ -142,6 +144,7 @@ def notes(findings: Findings) -> list[str]:
     """Sentences of plain text on what the verdict's sentence has no room for."""
     found = [
         _how_scored(findings),
+        _unlike(findings),
         _few_texts(findings),
         _gemma(findings),
         _disagreement(findings),
@@ -166,6 +169,13 @@ def _how_scored(findings: Findings) -> str:
     )
 
 
+def _unlike(findings: Findings) -> str | None:
+    if not findings.unlike:
+        return None
+    names = ", ".join(findings.unlike)
+    return f"What is compared was not trained alike, which may explain a difference: see {names}."
+
+
 def _few_texts(findings: Findings) -> str | None:
     """Where on the learning curve the hybrid is ahead most."""
     curve = findings.learning_curve
@@ -179,7 +189,10 @@ def _few_texts(findings: Findings) -> str | None:
     label = row["texts per label"]
     size = "all training texts" if label == "all" else f"{label:,} training texts per label"
     interval = Interval(row["difference"], row["low"], row["high"])
-    return f"The hybrid is ahead most with {size}: by {_amount(interval)}."
+    return (
+        "Of the numbers of training texts with which it is settled that the hybrid is better, it "
+        f"is ahead most with {size}: by {_amount(interval)}."
+    )
 
 
 def _gemma(findings: Findings) -> str | None:
@@ -223,7 +236,7 @@ def _cascade(findings: Findings) -> str | None:
     )
     if cascade.milliseconds:
         text += f", at {milliseconds(cascade.milliseconds)} ms a text"
-    return f"{text}. Its threshold is {cascade.threshold:.3f}."
+    return f"{text}. Its threshold is {cascade.threshold:.6g}."
 
 
 def _encoder(findings: Findings) -> str | None:

@@ -12,6 +12,7 @@ from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import verdict_report
 from embedder_helpers.experiments.verdict_report import decisive_texts, write_verdict
+from embedder_helpers.models.attribution import Attribution
 from embedder_helpers.results.verdict import assemble
 
 NASTY = '<img src=x onerror="alert(1)"> & </p>'
@@ -90,14 +91,10 @@ def test_every_figure_has_words_for_those_who_cannot_see_it():
     assert all(all(words) for words in verdict_report.FIGURES.values())
 
 
-class Explained:
-    """In place of an attribution: one token, the whole text."""
-
-    label = "wet"
-
-    def __init__(self, text):
-        row = {"token": text, "start": 0, "end": len(text), "gemma_norm": 2.0, "token_norm": 4.0}
-        self.tokens = pd.DataFrame([row | {"change": -0.5}])
+def explained_whole(text):
+    """An attribution of one token, the whole text."""
+    row = {"token": text, "start": 0, "end": len(text), "gemma_norm": 2.0, "token_norm": 4.0}
+    return Attribution(text, "wet", 0.9, pd.DataFrame([row | {"change": -0.5}]))
 
 
 def test_only_the_beginning_of_texts_that_have_letters_is_explained(verdict, tmp_path, monkeypatch):
@@ -107,14 +104,19 @@ def test_only_the_beginning_of_texts_that_have_letters_is_explained(verdict, tmp
 
     def attribute(hybrid, texts):
         given.extend(texts)
-        return [Explained(text) for text in texts]
+        return [explained_whole(text) for text in texts]
 
     monkeypatch.setattr(verdict_report, "attribute", attribute)
     table = dataclasses.replace(verdict, scored=scored(*rows))
     page = Page(write_verdict(table, tmp_path, hybrid=object()).read_text(encoding="utf-8"))
     assert given == [long[: verdict_report.MAX_LETTERS], "short"]
     coloured = [item for item in page.all_of("span") if item.get("title") == "-0.500"]
-    assert len(coloured) == 2
+    assert len(coloured) == 2 and "y" * (verdict_report.MAX_LETTERS + 9) in page.text_in("article")
+    tokens = pd.read_csv(tmp_path / "tokens.csv")
+    assert tokens[["text", "start", "end"]].to_numpy().tolist() == [
+        [1, 0, verdict_report.MAX_LETTERS],
+        [3, 2, 7],
+    ]
 
 
 def test_tokens_are_grouped_by_their_small_letters_and_ordered_by_all_they_change():

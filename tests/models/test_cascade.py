@@ -96,7 +96,9 @@ def test_only_texts_of_which_roberta_is_not_sure_pass_through_gemma(hybrid, midd
     assert hybrid.gemma.layer_passes - before == unsure * 2  # layers
 
 
-@pytest.mark.parametrize("threshold, kind", [(0, "roberta_only"), (np.float32(1), "hybrid")])
+@pytest.mark.parametrize(
+    "threshold, kind", [(0, "roberta_only"), (np.float32(1), "hybrid"), (np.inf, "hybrid")]
+)
 def test_the_ends_of_the_scale_are_one_classifier_alone(hybrid, threshold, kind):
     before = hybrid.gemma.layer_passes
     table = hybrid.predict(TEXTS, cascade=threshold)
@@ -148,7 +150,7 @@ def test_a_cascade_needs_a_cheap_classifier(alone, roberta):
             embedder.predict(TEXTS, cascade=0.9)
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf"), "0.9", True, [0.5]])
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("-inf"), "0.9", True, [0.5]])
 def test_a_threshold_that_is_no_probability_is_refused(hybrid, threshold):
     with pytest.raises(InputError, match="cascade is .* from 0 to 1"):
         hybrid.predict(TEXTS, cascade=threshold)

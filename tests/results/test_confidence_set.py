@@ -54,6 +54,16 @@ def test_equal_scores_are_all_in_the_set():
     assert confidence_set(np.ones((3, 10))).all()
 
 
+@pytest.mark.parametrize("same", [2, 3, 5, 6, 7, 10])
+def test_embedders_that_are_the_same_in_every_case_stay_together(same):
+    right = np.random.default_rng(same).integers(0, 2, 41).astype(float)
+    assert confidence_set(np.tile(right, (same, 1))).all()
+    worse = np.minimum(right, np.arange(41) % 2)
+    assert confidence_set(np.vstack([worse, np.tile(right, (same, 1))])).tolist() == [
+        False, *[True] * same,
+    ]  # fmt: skip
+
+
 def test_a_constant_difference_decides():
     scores = np.stack([np.arange(10.0), np.arange(10.0) + 1])
     assert confidence_set(scores).tolist() == [False, True]

@@ -6,6 +6,7 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from embedder_helpers.results.paired import (
+    Components,
     crossed_interval,
     macro_f1_values,
     needed_to_settle,
@@ -155,6 +156,15 @@ def test_as_many_texts_as_are_asked_for_settle_it_four_times_in_five():
     asked = settled_by(values).texts
     assert asked > 400
     assert share_settled(5, asked, scales, mean) == pytest.approx(0.8, abs=0.1)
+
+
+def test_few_seeds_settle_it_as_often_as_is_said_with_student_s_quantiles():
+    # The components are known here, so that only the quantiles are tested.
+    scales, mean = (0.1, 0.5, 1), 0.15
+    parts = Components(*(scale**2 for scale in scales))
+    asked = next(n for n in range(2, 100) if parts.settled_size(n, 400) <= mean)
+    assert 4 <= asked <= 12
+    assert share_settled(asked, 400, scales, mean, trials=1000) == pytest.approx(0.8, abs=0.06)
 
 
 def test_texts_do_not_settle_what_seeds_leave_open():

@@ -11,11 +11,12 @@ from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 from embedder_helpers.config import KINDS
 from embedder_helpers.errors import InputError
+from embedder_helpers.models.cascade import check_threshold
 from embedder_helpers.results.cascade import fit_temperature
 from embedder_helpers.results.cost_file import Measurement, add_measurement
 from embedder_helpers.results.intervals import Interval
 from embedder_helpers.results.paired import Needed
-from embedder_helpers.results.predictions import read_predictions
+from embedder_helpers.results.predictions import predictions_path, read_predictions
 from embedder_helpers.results.verdict import assemble, write_tables
 from embedder_helpers.results.wording import notes, sentence
 
@@ -63,8 +64,8 @@ def test_a_complete_verdict_is_one_sentence_of_numbers_from_its_inputs(folder):
     mean, low, high = (f"{100 * value:.1f}" for value in difference)
     assert verdict.sentence == (
         f"On weather, with 900 training texts, the hybrid is better than RoBERTa alone by {mean} "
-        f"points [{low}, {high}]; the cheapest cutoff that is not worse than the best is layer 8 "
-        f"of 18; the gain is knowledge: a Gemma with random weights gives {100 * gain.mean:.1f}; "
+        f"points [{low}, {high}]; the cheapest cutoff that cannot be told from the best by a linear "
+        f"probe of Gemma is layer 8 of 18; the gain is knowledge: a Gemma with random weights gives {100 * gain.mean:.1f}; "
         "it costs 3.1 ms a text beside 0.9."
     )
     assert verdict.answer == "better" and verdict.knowledge == "knowledge"
@@ -184,6 +185,33 @@ def test_a_gain_that_a_control_gives_too_is_capacity(folder):
     )
 
 
+@pytest.mark.parametrize(("seeds", "shift"), [((1,), 0.0), ((1, 2, 3), 0.2)])
+def test_a_control_that_is_not_surely_better_than_roberta_leaves_it_open(folder, seeds, shift):
+    folder.add("roberta_only", 0.80)
+    folder.add("hybrid", 0.86)
+    folder.add("hybrid", 0.80, llm_control="random_weights")
+    folder.add("hybrid", 0.84, llm_control="noise", seeds=seeds, shift=shift)
+    verdict = verdict_of(folder)
+    assert verdict.half_controls == ["noise"] and verdict.knowledge == "not settled"
+    assert "not settled: noise in place of Gemma gives " in verdict.sentence
+    assert "of the 5." in verdict.sentence and "nan" not in verdict.sentence
+
+
+def test_a_control_at_another_cutoff_is_none_of_this_hybrid(folder):
+    folder.add("roberta_only", 0.80)
+    folder.add("hybrid", 0.86)
+    folder.add("hybrid", 0.80, llm_control="random_weights", cutoff=18)
+    assert not verdict_of(folder).controls
+
+
+def test_a_baseline_that_was_trained_otherwise_is_said_to_be(folder):
+    folder.add("roberta_only", 0.80, epochs=1)
+    folder.add("hybrid", 0.86, epochs=9)
+    verdict = verdict_of(folder)
+    assert verdict.unlike == ["epochs"]
+    assert any(note.endswith("may explain a difference: see epochs.") for note in verdict.notes)
+
+
 def test_without_random_weights_a_gain_is_not_settled_to_be_knowledge(folder):
     folder.add("roberta_only", 0.80)
     folder.add("hybrid", 0.86)
@@ -216,7 +244,7 @@ def test_of_several_hybrids_validation_chooses_the_cheapest_as_good_as_the_best(
     assert verdict.layer_set == [8, 18] and verdict.cheapest == 8 and verdict.cutoffs == [8]
     assert verdict.layers["cutoff"].tolist() == [0, 1, 8, 18]
     assert verdict.difference.mean < 0.12
-    assert "not worse than the best is layer 8 of 18" in verdict.sentence
+    assert "cannot be told from the best by validation is layer 8 of 18" in verdict.sentence
 
 
 def test_a_hybrid_at_another_cutoff_than_the_cheapest_says_so(folder):
@@ -270,6 +298,17 @@ def test_without_predictions_of_one_the_protocol_is_the_score_of_both(folder):
     assert verdict_of(folder).score == "protocol"
 
 
+def test_seeds_whose_predictions_are_lost_do_not_count(folder):
+    folder.add("roberta_only", 0.80)
+    folder.add("hybrid", 0.86)
+    lost = [predictions_path(folder.path / f"hybrid-{number}.json") for number in (4, 5)]
+    for path in lost:
+        path.unlink()
+    verdict = verdict_of(folder)
+    assert verdict.seeds == 1 and "not settled by 1 seed " in verdict.sentence
+    assert verdict.table().set_index("embedder").loc["hybrid", "seeds"] == 1
+
+
 def test_the_cost_is_read_from_the_folder(folder):
     folder.add("roberta_only", 0.80)
     folder.add("hybrid", 0.86)
@@ -312,6 +351,16 @@ def test_the_learning_curve_compares_equal_numbers_of_texts(folder):
         assert row.difference == pytest.approx(expected) and row.low < expected < row.high
     assert verdict.texts == 900
     assert any("ahead most with 8 training texts per label: by 1" in note for note in verdict.notes)
+
+
+def test_a_larger_lead_that_is_not_settled_is_not_said_to_be_the_largest(folder):
+    for per_label, hybrid, shift in ((8, 0.75, 0.3), (None, 0.86, 0)):
+        options = {"train_texts_per_label": per_label, "texts": per_label or 900}
+        folder.add("roberta_only", 0.5 if per_label else 0.8, **options)
+        folder.add("hybrid", hybrid, shift=shift, **options)
+    (note,) = [note for note in verdict_of(folder).notes if "ahead most" in note]
+    assert note.startswith("Of the numbers of training texts with which it is settled that")
+    assert "is ahead most with all training texts" in note
 
 
 def test_without_all_texts_the_most_that_both_have_count(folder):
@@ -447,6 +496,25 @@ def test_the_table_of_texts_has_the_share_of_seeds_that_are_right(fallen):
     assert is_right[shares > 0.5].all() and not is_right[shares == 0].any()
 
 
+def test_a_text_that_few_seeds_get_right_is_not_said_to_be_right(folder):
+    folder.noise = 0.3  # so that seeds differ
+    folder.add("roberta_only", 0.6, seeds=(1, 2))
+    folder.add("hybrid", 0.7, seeds=(1, 2))
+    scored = verdict_of(folder).scored
+    for name in ("hybrid", "RoBERTa"):
+        assert ((scored[name] > 0.5) == (scored[f"{name} says"] == scored["label"])).all()
+
+
+def test_a_label_of_a_single_text_has_no_interval(folder):
+    folder.labels[folder.labels == 2] = 0
+    folder.labels[0] = 2
+    folder.add("roberta_only", 0.7)
+    folder.add("hybrid", 0.8)
+    table = verdict_of(folder).labels.set_index("label")
+    assert table.loc["sun", "texts"] == 1 and np.isnan(table.loc["sun", ["low", "high"]]).all()
+    assert table.loc["rain", "low"] < table.loc["rain", "difference"] < table.loc["rain", "high"]
+
+
 def test_a_label_without_training_texts_has_a_row_of_its_own(folder):
     folder.labels[:10] = -1
     folder.add("roberta_only", 0.7)
@@ -471,6 +539,16 @@ def test_tables_that_a_verdict_lacks_are_removed(fallen, tmp_path):
 
 
 # === The cascade ===
+
+
+def test_a_cascade_that_should_ask_the_hybrid_always_has_a_threshold_that_can_be_given(folder):
+    folder.noise = 0
+    folder.add("roberta_only", 0.6, validation=0.0)
+    folder.add("hybrid", 0.9, validation=1.0)
+    verdict = verdict_of(folder)
+    assert verdict.cascade.share == 1 and verdict.cascade.threshold == np.inf
+    check_threshold(verdict.cascade.threshold)
+    assert any("A cascade saves nothing here" in note for note in verdict.notes)
 
 
 def test_the_cascade_is_that_of_trying_thresholds_on_validation_texts(folder):
