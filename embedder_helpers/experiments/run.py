@@ -4,6 +4,7 @@ Keras is imported inside functions: it takes seconds that an invalid input shoul
 """
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Mapping
@@ -309,17 +310,19 @@ def _embed(
 
     distinct = list(dict.fromkeys(texts))
     embeddings = np.empty((len(distinct), embedder.width), "float32")
-    size = embedder_module.CHUNK
+    starts = list(range(0, len(distinct), embedder_module.CHUNK))
+    if len(starts) > 1 and len(distinct) - starts[-1] == 1:
+        starts.pop()  # a text that is alone could not be dealt another one's states
     try:
-        for start in range(0, len(distinct), size):
-            tokens = _tokenize(embedder, distinct[start : start + size], truncated)
+        for start, end in itertools.pairwise([*starts, len(distinct)]):
+            tokens = _tokenize(embedder, distinct[start:end], truncated)
             states = None
             if embedder.gemma:
                 states = cache.lookup(embedder.gemma, tokens.gemma, embedder.specs)
             if states is None:
                 states = embedder.hidden_states(tokens)
             inputs = embedder.prepare_inputs(tokens, control.replace(states))
-            embeddings[start : start + size] = embedder.embed(inputs)
+            embeddings[start:end] = embedder.embed(inputs)
     finally:
         if embedder.gemma:
             embedder.gemma.unload()

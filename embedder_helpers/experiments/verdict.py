@@ -5,6 +5,7 @@ with all texts and with few. Then so are the hybrid and its controls at that cut
 from the results is left to `results.verdict`.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from embedder_helpers.config import Experiment, gemma_only
+from embedder_helpers.config_files import load_experiments
 from embedder_helpers.data.tasks import Task, load_task
 from embedder_helpers.errors import InputError, show_list
 from embedder_helpers.experiments import session
@@ -28,6 +30,8 @@ from embedder_helpers.results.predictions import read_predictions
 from embedder_helpers.results.result import Result, embedder_folder
 from embedder_helpers.results.verdict import Verdict, assemble
 from embedder_helpers.utils.files import writable_folder
+
+logger = logging.getLogger(__name__)
 
 SEEDS = (33, 34, 35)
 SIZES = (8, 32, 128, 512)  # training texts per label, besides all
@@ -55,8 +59,9 @@ def verdict(
     and the first seed's hybrid and RoBERTa alone as one embedder that predicts in a cascade.
 
     Args:
-        task: a hybrid's Experiment, of which cutoff, seed, control and what is saved are replaced;
-            or a task's name or the path of its data, for the built-in models.
+        task: a hybrid's Experiment, of which cutoff, seed, control and what is saved are replaced,
+            and epochs are raised where there are few texts; or a task's name or the path of its
+            data, for the built-in models with the settings of `configs/quickstart.yaml`.
         out: folder for the results.
         seeds: of the trainings; two or more give intervals.
         sizes: training texts per label of the learning curve, besides all.
@@ -69,7 +74,14 @@ def verdict(
     _check_numbers(seeds, sizes)
     until = session.deadline(options.pop("hours", None))
     folder = writable_folder(out)
-    settings = task if isinstance(task, Experiment) else Experiment(task=str(task))
+    if isinstance(task, Experiment):
+        settings = task
+    else:
+        settings = load_experiments("quickstart", {"task": str(task)})[0]
+    if not settings.epochs:
+        raise InputError(
+            "epochs is 0, but a verdict compares classifiers that are trained: set it to 1 or more"
+        )
     if settings.scored_split != "test":
         raise InputError(
             "scored_split is 'validation', but the cutoff is selected by validation texts too: a "
@@ -82,6 +94,11 @@ def verdict(
     )  # fmt: skip
     data = load_task(hybrid)
     planned = plan_verdict(hybrid, data, seeds, sizes)
+    if planned[0].epochs > hybrid.epochs:
+        logger.info(
+            "  note: %d epochs instead of %d, so that training has %d steps or is of %d epochs",
+            planned[0].epochs, hybrid.epochs, MIN_STEPS, MAX_EPOCHS,
+        )  # fmt: skip
     if encoder:
         planned.append(replace(hybrid, kind="encoder_only", encoder_preset=encoder, probe=True))
     # All is checked before any long work.

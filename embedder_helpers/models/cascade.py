@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from scipy.special import softmax
 
 from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError, show, show_list
@@ -47,8 +48,9 @@ class CheapClassifier(NamedTuple):
 
     def probabilities(self, texts: Sequence[str], classes: np.ndarray) -> np.ndarray:
         """Calibrated probabilities `(texts, classes)` float64 of these classes, in their order."""
-        head, temperature = self.embedder.head, self.temperature
-        found = head.probabilities(self.embedder.encode(texts), temperature).astype("float64")
+        head = self.embedder.head
+        logits = head.logits(self.embedder.encode(texts)).astype("float64")  # as thresholds are
+        found = softmax(logits / self.temperature, axis=-1)
         own = head.classes.tolist()
         return found[:, [own.index(label) for label in classes.tolist()]]
 
@@ -59,10 +61,10 @@ def check_cheap(
     """A classifier that can answer before another one.
 
     Raises:
-        InputError: one of the two is no classifier; the cheap one has a Gemma, the other none;
-            other labels; a temperature that is no positive number.
+        InputError: one of the two is no classifier; the cheap one is not RoBERTa alone; the
+            other has no Gemma; other labels; a temperature that is no positive number.
     """
-    if expensive.gemma is None or cheap.gemma is not None:
+    if expensive.gemma is None or cheap.experiment.kind != "roberta_only":
         kinds = cheap.experiment.kind, expensive.experiment.kind
         raise InputError(
             f"{show(kinds[0])} cannot answer before {show(kinds[1])}: attach RoBERTa alone, which "

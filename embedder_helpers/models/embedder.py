@@ -65,14 +65,9 @@ class Head(NamedTuple):
         """Labels `(texts,)` of embeddings `(texts, width)`; InputError if they are not finite."""
         return self.classes[self.logits(embeddings).argmax(-1)]
 
-    def probabilities(self, embeddings: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-        """Class probabilities `(texts, classes)`; InputError as in `predict`.
-
-        Args:
-            embeddings: `(texts, width)`.
-            temperature: by which logits are divided; 1 leaves them as they are, not calibrated.
-        """
-        return softmax(self.logits(embeddings) / temperature, axis=-1)
+    def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
+        """Class probabilities `(texts, classes)`, not calibrated; InputError as in `predict`."""
+        return softmax(self.logits(embeddings), axis=-1)
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
         """Logits `(texts, classes)` of embeddings; InputError as in `predict`."""

@@ -13,12 +13,13 @@ from keras import ops
 
 from embedder_helpers.builtin import BUILTIN_PRESETS
 from embedder_helpers.config import Experiment
-from embedder_helpers.errors import InputError, show
+from embedder_helpers.errors import InputError, show, show_list
 from embedder_helpers.models.batching import RaggedArray
 from embedder_helpers.models.embedder import Embedder, check_finite
 from embedder_helpers.models.layers import pool
 from embedder_helpers.models.presets import (
     KERAS_HUB,
+    MODULES_FILE,
     SENTENCE_TRANSFORMERS,
     Preset,
     from_preset,
@@ -243,11 +244,13 @@ def _load_sentence_transformer(preset: Preset) -> Any:
     """Load a model, at the revision that its fingerprint names; no code of the model's own is run.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded; its folder names code of its own.
     """
     from sentence_transformers import SentenceTransformer
 
     is_local = Path(preset.handle).is_dir()
+    if is_local:
+        _check_modules(Path(preset.handle))
     revision = {} if is_local else {"revision": preset.fingerprint.rpartition("@")[2]}
     try:
         name = preset.handle if is_local else _repository(preset)
@@ -259,6 +262,25 @@ def _load_sentence_transformer(preset: Preset) -> Any:
             f"{ROLE} {show(preset.name)} cannot be loaded by sentence-transformers {version} "
             f"({reason}): use a complete model, or another one"
         ) from None
+
+
+def _check_modules(folder: Path) -> None:
+    """Raise InputError if a model's parts are not all of the library.
+
+    Versions of it below 6 import what a local folder names, unasked.
+    """
+    file = folder / MODULES_FILE
+    if not file.exists():  # a model of Hugging Face's alone
+        return
+    try:
+        types = [str(part["type"]) for part in read_json(file)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file} is damaged ({error_kind(error)}): copy the model again") from None
+    if own := [name for name in types if not name.startswith("sentence_transformers.")]:
+        raise InputError(
+            f"{file} names {show_list(own, 3)}, which is code of the model's own and is not run: "
+            "use a model that has only parts of sentence-transformers"
+        )
 
 
 def _repository(preset: Preset) -> str:

@@ -258,6 +258,15 @@ def test_texts_are_embedded_in_chunks_to_the_same_scores(
     assert run(gemma_only, tmp_path).scores == finished.results["gemma_only"].scores
 
 
+def test_no_text_is_alone_in_a_chunk_where_states_are_dealt(task, cache, tmp_path, monkeypatch):
+    plan = plan_experiment(experiment(task, llm_control="shuffled", epochs=1), tmp_path)
+    distinct = len(set(plan.texts(Subset.PROTOCOL_TRAIN, Subset.EVAL)))
+    size = next(size for size in range(5, distinct) if distinct % size == 1)
+    monkeypatch.setattr("embedder_helpers.models.embedder.CHUNK", size)
+    _, result = run_experiment(plan, cache)
+    assert result.head
+
+
 # Hidden states
 
 

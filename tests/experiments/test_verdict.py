@@ -10,6 +10,7 @@ from made_presets import write_gemma
 from made_task import experiment, write_task
 
 from embedder_helpers.config import Experiment
+from embedder_helpers.config_files import load_experiments
 from embedder_helpers.data.tasks import load_task
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import training
@@ -340,6 +341,7 @@ def test_a_wrong_argument_is_reported_before_anything_runs(
         ({"slm_preset": "./nowhere"}, "there is no folder './nowhere'"),
         ({"max_tokens": 513}, "512 positions"),
         ({"scored_split": "validation"}, "a verdict is on the test split"),
+        ({"epochs": 0}, "epochs is 0, but a verdict compares classifiers that are trained"),
     ],
 )
 def test_a_wrong_setting_is_reported_before_anything_runs(
@@ -419,6 +421,7 @@ def test_the_built_in_models_are_used_for_a_task_s_name_and_an_encoder_is_added(
 ):
     found = first_run("sample", tmp_path, encoder="tiny_roberta")
     assert {one.llm_preset for one in found} == {Experiment().llm_preset}
+    assert {one.learning_rate for one in found} == {load_experiments("quickstart")[0].learning_rate}
     (encoder,) = [one for one in found if one.kind == "encoder_only"]
     assert encoder.probe and encoder.save_predictions and not encoder.save_embedder
 

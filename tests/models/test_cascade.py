@@ -89,6 +89,18 @@ def test_roberta_answers_where_it_is_sure_and_the_hybrid_elsewhere(hybrid, rober
     assert table["label"].tolist() == own.tolist() and table["text"].tolist() == TEXTS
 
 
+def test_the_confidence_is_as_fine_as_that_by_which_thresholds_are_chosen(alone, roberta):
+    logits = roberta.encode(TEXTS) @ roberta.head.kernel + roberta.head.bias
+    second, first = np.sort(logits.astype(float), axis=1)[:, -2:].T
+    temperature = float(np.median(first - second)) / 23  # so that the median is 1 - 1e-10
+    hybrid = copy.copy(alone)
+    hybrid.attach(roberta, temperature)
+    found = hybrid.predict(TEXTS, cascade=0)["confidence"].to_numpy()
+    expected = confidence(logits, temperature)
+    assert (np.float32(expected) == 1).sum() > (expected == 1).sum()
+    np.testing.assert_allclose(1 - found, 1 - expected, rtol=1e-2, atol=1e-14)
+
+
 def test_only_texts_of_which_roberta_is_not_sure_pass_through_gemma(hybrid, middle):
     before = hybrid.gemma.layer_passes
     table = hybrid.predict(TEXTS, cascade=middle)
@@ -142,6 +154,12 @@ def test_an_embedder_that_is_built_anew_forgets_its_cheap_classifier(hybrid):
 
 
 # What is refused
+
+
+def test_only_roberta_alone_answers_before_a_hybrid(alone):
+    encoder = build_embedder(Experiment(kind="encoder_only", encoder_preset="tiny_roberta"))
+    with pytest.raises(InputError, match="encoder_only.*attach RoBERTa alone"):
+        copy.copy(alone).attach(with_head(encoder, LABELS))
 
 
 def test_a_cascade_needs_a_cheap_classifier(alone, roberta):

@@ -216,6 +216,29 @@ def test_a_model_that_cannot_be_loaded_is_an_error_with_the_reason(stand_in, tmp
         encoder(write_model(tmp_path / "letters", CONFIG))
 
 
+@pytest.mark.parametrize(
+    ("modules", "words"),
+    [
+        (
+            '[{"type": "sentence_transformers.models.Pooling"}, {"type": "evil.Thing"}]',
+            "evil.Thing",
+        ),
+        ('[{"type": "sentence_transformers"}]', "code of the model's own"),
+        ('[{"path": "1_Pooling"}]', "is damaged"),
+        ("[1]", "is damaged"),
+        ("{", "is damaged"),
+    ],
+)
+def test_a_folder_that_names_code_of_its_own_is_not_loaded(
+    stand_in, tmp_path, monkeypatch, modules, words
+):
+    folder = write_model(tmp_path / "letters", CONFIG)
+    (folder / "modules.json").write_text(modules, encoding="utf-8")
+    monkeypatch.delattr(stand_in.SentenceTransformer, "__init__")
+    with pytest.raises(InputError, match=words):
+        encoder(folder)
+
+
 @pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("CUDA out of memory")])
 def test_a_lack_of_memory_is_an_error_that_says_what_to_do(stand_in, tmp_path, monkeypatch, fault):
     embedder = encoder(write_model(tmp_path / "letters", CONFIG))
