@@ -263,7 +263,8 @@ def _make_figure(
     width = WIDTH if panels == 1 else 1.5 * WIDTH
     figure = Figure(figsize=(width, height), layout="constrained")
     made = list(figure.subplots(1, panels, squeeze=False)[0])
-    made[0].set_title(wrap(f"{verdict.task}: {question}", TITLE_WIDTH), loc="left", size=10)
+    title = wrap(f"{verdict.task}: {question}", TITLE_WIDTH)
+    figure.suptitle(title, x=0.01, ha="left", size=10)  # from the figure's edge, whatever labels need
     for panel in made:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)

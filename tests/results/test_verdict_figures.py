@@ -1,5 +1,7 @@
 """Figures of verdicts: what they show, and when there is none."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +28,7 @@ def verdict(tmp_path_factory):
         folder.add("hybrid", hybrid, **options)
     folder.add("hybrid", 0.86, cutoff=1, validation=0.6)
     folder.add("hybrid", 0.81, llm_control="random_weights")
+    folder.add("hybrid", 0.80, llm_control="shuffled")
     folder.add("hybrid", 0.80, llm_control="noise")
     times = {0: 0.9, 1: 1.5, 8: 3.1}
     cost = pd.DataFrame(
@@ -59,8 +62,9 @@ def test_the_learning_curve_shows_accuracy_and_difference_over_training_texts(ve
 def test_controls_have_a_row_each_below_the_hybrid(verdict):
     (panel,) = figures.plot_controls(verdict).axes
     names = [label.get_text() for label in panel.get_yticklabels()]
-    assert names == ["hybrid", "hybrid, random weights", "hybrid, noise"]
-    ends = [line.get_xdata() for line in panel.get_lines()[:6:2]]
+    of_others = "hybrid, states of other texts"
+    assert names == ["hybrid", "hybrid, random weights", of_others, "hybrid, noise"]
+    ends = [line.get_xdata() for line in panel.get_lines()[:8:2]]
     gains = [verdict.difference, *(control.gain for control in verdict.controls.values())]
     for shown, gain in zip(ends, gains, strict=True):
         assert list(shown) == pytest.approx([100 * gain.low, 100 * gain.high])
@@ -85,6 +89,16 @@ def test_the_cascade_goes_from_roberta_alone_to_the_hybrid(verdict):
     assert share[[0, -1]].tolist() == [0, 100]
     assert accuracy[0] == lines(panel)["RoBERTa alone"][1][0]
     assert accuracy[-1] == lines(panel)["hybrid, for every text"][1][0]
+
+
+@pytest.mark.parametrize("plot", figures.FIGURES.values(), ids=figures.FIGURES)
+def test_nothing_is_cut_off_at_the_edge(plot, verdict):
+    long = dataclasses.replace(verdict, task="AmazonCounterfactualClassification")
+    figure = plot(long)
+    figure.draw_without_rendering()
+    inside = figure.get_tightbbox().padded(-0.01)
+    assert inside.x0 >= 0 and inside.x1 <= figure.get_figwidth()
+    assert inside.y0 >= 0 and inside.y1 <= figure.get_figheight()
 
 
 def test_every_figure_is_written(verdict, tmp_path):
