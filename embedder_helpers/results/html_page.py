@@ -7,6 +7,7 @@ import base64
 import html
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from embedder_helpers.results.formats import CONTROL, map_texts, one_line
@@ -73,6 +74,7 @@ def html_table(table: pd.DataFrame, caption: str = "", decimals: int = 3) -> str
     """
     with pd.option_context("display.max_colwidth", None):  # text is short already
         shown = map_texts(table.round(decimals), one_line)
+        shown = shown.where(shown.notna(), np.nan)  # pandas 2 writes None itself
         content = shown.to_html(index=False, border=0, na_rep="-")
     if caption:
         start = content.index(">") + 1
