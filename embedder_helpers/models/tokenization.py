@@ -120,7 +120,8 @@ def token_spans(
 
     Spans follow one another without gaps, so that they reproduce a text that is not truncated, and
     the beginning of one that is. White space belongs to the token after it, at the end of a text to
-    the last one; of tokens that share a character, it belongs to the first. Special tokens, and
+    the last one; of tokens that share a character, it belongs to the first (to the last with
+    XLM-RoBERTa and keras-hub < 0.30, which gives its tokens no names). Special tokens, and
     others of which nothing is left, have empty spans.
 
     Args:
@@ -226,8 +227,9 @@ def _find_pieces(
     for (text, spelled), ends in zip(rewritten, places, strict=True):
         is_counted = [byte not in WHITESPACE for byte in text.encode()]
         counts = list(accumulate(is_counted, initial=0))
-        ends = [0, *ends][: len(spelled) + 1]
-        ends += ends[-1:] * (len(spelled) + 1 - len(ends))  # the end token's, if there is one
+        has_end = spelled[-1:] == [b""]  # an end token, which in a truncated text is no next piece
+        ends = [0, *ends][: len(spelled) + 1 - has_end]
+        ends += ends[-1:] * (len(spelled) + 1 - len(ends))
         yield [counts[end] for end in ends[1:]]
 
 

@@ -311,7 +311,12 @@ def test_a_letter_of_several_tokens_is_the_first_ones(tokenizers):
     covered = ["a😀b"[start:end] for start, end in spans]
     assert covered[0] == "" and "".join(covered) == "a😀b"
     if len(ids) == 2 + 1 + 4 + 1:  # one token per byte
-        assert covered == ["", "a", "😀", "", "", "", "b", ""]
+        try:
+            tokenizers[1].id_to_token(ids[1])
+        except AttributeError:  # XLM-RoBERTa's in keras-hub < 0.30: the last one's
+            assert covered == ["", "a", "", "", "", "😀", "b", ""]
+        else:
+            assert covered == ["", "a", "😀", "", "", "", "b", ""]
 
 
 def test_white_space_belongs_to_the_token_behind_it_and_at_the_end_to_the_last(tokenizers):
