@@ -74,24 +74,7 @@ def verdict(
     _check_numbers(seeds, sizes)
     until = session.deadline(options.pop("hours", None))
     folder = writable_folder(out)
-    if isinstance(task, Experiment):
-        settings = task
-    else:
-        settings = load_experiments("quickstart", {"task": str(task)})[0]
-    if not settings.epochs:
-        raise InputError(
-            "epochs is 0, but a verdict compares classifiers that are trained: set it to 1 or more"
-        )
-    if settings.scored_split != "test":
-        raise InputError(
-            "scored_split is 'validation', but the cutoff is selected by validation texts too: a "
-            "verdict is on the test split"
-        )
-    # The cutoff is not known yet: 1 is in its place.
-    hybrid = replace(
-        settings, kind="hybrid", llm_layers=1, llm_control=None, seed=seeds[0],
-        save_embedder=False, save_predictions=True,
-    )  # fmt: skip
+    hybrid = _hybrid(task, seeds[0])
     data = load_task(hybrid)
     planned = plan_verdict(hybrid, data, seeds, sizes)
     if planned[0].epochs > hybrid.epochs:
@@ -121,6 +104,27 @@ def verdict(
     found = assemble(results, folder, texts=texts, cost=cost)
     write_verdict(found, folder, embedder)
     return found
+
+
+def _hybrid(task: Experiment | str | Path, seed: int) -> Experiment:
+    """The hybrid that is compared. Its cutoff is not known yet: 1 is in its place."""
+    if isinstance(task, Experiment):
+        settings = task
+    else:
+        settings = load_experiments("quickstart", {"task": str(task)})[0]
+    if not settings.epochs:
+        raise InputError(
+            "epochs is 0, but a verdict compares classifiers that are trained: set it to 1 or more"
+        )
+    if settings.scored_split != "test":
+        raise InputError(
+            "scored_split is 'validation', but the cutoff is selected by validation texts too: a "
+            "verdict is on the test split"
+        )
+    return replace(
+        settings, kind="hybrid", llm_layers=1, llm_control=None, seed=seed, save_embedder=False,
+        save_predictions=True,
+    )  # fmt: skip
 
 
 def _check_numbers(seeds: Sequence[int], sizes: Sequence[int]) -> None:

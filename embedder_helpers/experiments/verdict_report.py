@@ -8,7 +8,7 @@ import pandas as pd
 
 from embedder_helpers.models.architectures import Hybrid
 from embedder_helpers.models.attribution import Attribution, attribute
-from embedder_helpers.results.formats import to_csv
+from embedder_helpers.results.formats import replace_csv
 from embedder_helpers.results.verdict import Verdict, write_tables
 from embedder_helpers.results.verdict_figures import write_figures
 from embedder_helpers.results.verdict_page import PageFigure, PageTable, PageText, write_page
@@ -71,10 +71,7 @@ def write_verdict(verdict: Verdict, folder: str | Path, hybrid: Hybrid | None = 
     decisive = decisive[decisive["text"].map(_has_letters)]
     explained = _explain(hybrid, decisive["text"].tolist()) if hybrid and len(decisive) else []
     tokens = _tokens(decisive.index, explained)
-    if len(tokens):
-        to_csv(tokens, Path(folder) / TOKENS)
-    else:
-        (Path(folder) / TOKENS).unlink(missing_ok=True)
+    replace_csv(tokens, Path(folder) / TOKENS)
     images = {path.stem: path.read_bytes() for path in write_figures(verdict, folder)}
     figures = [
         PageFigure(title, images[name], alternative, text)

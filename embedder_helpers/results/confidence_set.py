@@ -58,7 +58,7 @@ def elimination_p_values(
         behind = means[left].mean() - means[left]
         noise = resampled[left].mean(0) - resampled[left]
         errors = noise.std(1)
-        if max(errors.max(), np.abs(behind).max()) < ROUNDING * scale:
+        if max(errors.max(), np.abs(behind).max()) <= ROUNDING * scale:
             break  # the same scores in every case
         errors = np.maximum(errors, ROUNDING * scale)
         observed = behind / errors

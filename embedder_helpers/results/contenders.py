@@ -38,6 +38,8 @@ CONTROL_NAMES = {
 }
 WITHOUT_ROBERTA = ("gemma_only", "encoder_only")  # nothing is trained but a linear classifier
 SELECTED = ("cheapest", "auto")  # of `llm_layers`, in the order they are preferred in
+# Settings in which those that a verdict compares may differ.
+NOT_THE_RECIPE = {"kind", "seed", "llm_layers", "llm_control", "task", "task_data"}
 LEVEL = 0.95  # of the set of cutoffs that cannot be told from the best
 
 Layers = tuple[int, ...] | str
@@ -268,7 +270,7 @@ def _check_recipe(key: tuple, group: Sequence[Result]) -> None:
 
 
 def _raise_if_different(names: set[str], result: Result) -> None:
-    names -= {"seed", "llm_layers", "task", "task_data"}
+    names -= NOT_THE_RECIPE
     if names:
         kind = KIND_NAMES.get(result.experiment["kind"], result.experiment["kind"])
         raise InputError(

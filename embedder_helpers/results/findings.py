@@ -17,6 +17,7 @@ from embedder_helpers.results.comparison import paired_difference, score_interva
 from embedder_helpers.results.contenders import (
     CONTROL_NAMES,
     LEVEL,
+    NOT_THE_RECIPE,
     Contender,
     common_seeds,
     difference,
@@ -212,10 +213,9 @@ class Findings:
 
     @property
     def half_controls(self) -> list[str]:
-        """The controls that give at least half of the gain, the one that gives most first."""
-        gains = {name: control.gain.mean for name, control in self.controls.items()}
-        names = [name for name, gain in gains.items() if gain >= self.difference.mean / 2]
-        return sorted(names, key=lambda name: -gains[name])
+        """The controls that give at least half of the gain."""
+        half = self.difference.mean / 2
+        return [name for name, control in self.controls.items() if control.gain.mean >= half]
 
 
 def find(
@@ -315,8 +315,7 @@ def _unlike(hybrid: Contender, others: Sequence[Contender]) -> list[str]:
         for name, value in relevant_settings(other.first).items()
         if name in ours and ours[name] != value
     ]
-    known = {"kind", "seed", "llm_layers", "llm_control", "task", "task_data"}
-    return [name for name in dict.fromkeys(differing) if name not in known]
+    return [name for name in dict.fromkeys(differing) if name not in NOT_THE_RECIPE]
 
 
 def compared(first: Contender, second: Contender, has_heads: bool) -> Interval | None:

@@ -100,6 +100,18 @@ def one_line(text: str, most: int = MAX_CELL) -> str:
 # === Files ===
 
 
+def replace_csv(table: pd.DataFrame | None, path: Path) -> Path | None:
+    """Write a table as `to_csv`; without one, or without rows, remove the file of an earlier one.
+
+    Returns:
+        The file; None if there is none.
+    """
+    if table is not None and len(table):
+        return to_csv(table, path)
+    path.unlink(missing_ok=True)
+    return None
+
+
 def to_csv(table: pd.DataFrame, path: Path) -> Path:
     """Write a table as CSV, atomically, so that a spreadsheet shows text and computes nothing.
 

@@ -8,6 +8,7 @@ but its percentiles are too narrow for few seeds: three seeds that differ much a
 bootstrap estimates, corrected for small numbers.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,8 +42,8 @@ class Components(NamedTuple):
         """Student's quantiles of the interval's end and of POWER, by Satterthwaite's freedom."""
         rest = self.rest / (seeds * texts)
         by_seeds, by_texts = self.seeds / seeds + rest, self.texts / texts + rest
-        shares = by_seeds**2 / (seeds - 1) + by_texts**2 / (texts - 1)
-        freedom = (by_seeds + by_texts) ** 2 / shares if shares else np.inf
+        factors = (by_seeds, seeds - 1), (by_texts, texts - 1)
+        freedom = _freedom(factors) if by_seeds or by_texts else np.inf
         return tuple(float(stats.t.ppf(level, freedom)) for level in ((1 + LEVEL) / 2, POWER))
 
     def settled_size(self, seeds: int, texts: int) -> float:
@@ -90,9 +91,14 @@ def crossed_interval(values: np.ndarray) -> Interval:
         return Interval(mean, mean, mean)
     in_both = variance_components(values).rest / values.size if len(factors) > 1 else 0.0
     variance = max(total - in_both, *(variance for variance, _ in factors), 0.0)
-    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in factors)
-    half_width = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, _freedom(factors)) * np.sqrt(variance))
     return Interval(mean, mean - half_width, mean + half_width)
+
+
+def _freedom(factors: Sequence[tuple[float, int]]) -> float:
+    """Satterthwaite's degrees of freedom of a sum of variances, each with its own."""
+    total = sum(variance for variance, _ in factors)
+    return total**2 / sum(variance**2 / freedom for variance, freedom in factors)
 
 
 def variance_components(values: np.ndarray) -> Components:

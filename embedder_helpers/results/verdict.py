@@ -16,7 +16,7 @@ from embedder_helpers.results.comparison import format_interval, score_interval
 from embedder_helpers.results.contenders import Contender, make_contenders
 from embedder_helpers.results.cost_file import read_cost
 from embedder_helpers.results.findings import POINTS_PER_DOUBLING, Findings, find
-from embedder_helpers.results.formats import to_csv
+from embedder_helpers.results.formats import replace_csv
 from embedder_helpers.results.result import Result
 from embedder_helpers.results.wording import notes, sentence
 from embedder_helpers.utils.files import writable_folder
@@ -125,11 +125,5 @@ def write_tables(verdict: Verdict, folder: str | Path) -> list[Path]:
         "layers": verdict.layers,
         "cascade": verdict.cascade and verdict.cascade.curve,
     }
-    written = []
-    for name, table in tables.items():
-        path = folder / f"{name}.csv"
-        if table is not None and len(table):
-            written.append(to_csv(table, path))
-        else:
-            path.unlink(missing_ok=True)
-    return written
+    written = [replace_csv(table, folder / f"{name}.csv") for name, table in tables.items()]
+    return [path for path in written if path]

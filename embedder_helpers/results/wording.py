@@ -99,7 +99,9 @@ def _knowledge(findings: Findings) -> str | None:
     most = max(gains, key=gains.get)
     of = f"of the {number(findings.difference.mean)}"
     if findings.knowledge == "capacity":
-        return f"the gain is mostly capacity: {CONTROLS[most]} gives {number(gains[most])} {of}"
+        better = [name for name in gains if findings.controls[name].gain.low > 0]
+        name = max(better, key=gains.get)  # another may give more, but not surely
+        return f"the gain is mostly capacity: {CONTROLS[name]} gives {number(gains[name])} {of}"
     if findings.knowledge == "knowledge":
         text = f"{CONTROLS['random_weights']} gives {number(gains['random_weights'])}"
         if most != "random_weights":

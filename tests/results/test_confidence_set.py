@@ -52,6 +52,7 @@ def test_the_best_is_in_the_set_and_clearly_worse_ones_are_not():
 
 def test_equal_scores_are_all_in_the_set():
     assert confidence_set(np.ones((3, 10))).all()
+    assert confidence_set(np.zeros((3, 10))).all()
 
 
 @pytest.mark.parametrize("same", [2, 3, 5, 6, 7, 10])

@@ -197,6 +197,16 @@ def test_a_control_that_is_not_surely_better_than_roberta_leaves_it_open(folder,
     assert "of the 5." in verdict.sentence and "nan" not in verdict.sentence
 
 
+def test_the_control_that_is_named_is_one_that_is_surely_better(folder):
+    folder.add("roberta_only", 0.80)
+    folder.add("hybrid", 0.86)
+    folder.add("hybrid", 0.85, llm_control="random_weights")
+    folder.add("hybrid", 0.87, llm_control="noise", shift=0.12)
+    verdict = verdict_of(folder)
+    assert verdict.half_controls == ["random_weights", "noise"]
+    assert "mostly capacity: a Gemma with random weights gives" in verdict.sentence
+
+
 def test_a_control_at_another_cutoff_is_none_of_this_hybrid(folder):
     folder.add("roberta_only", 0.80)
     folder.add("hybrid", 0.86)
