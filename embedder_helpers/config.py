@@ -382,7 +382,8 @@ class Experiment:
     states_gigabytes: float | None = key(
         None,
         optional(positive()),
-        "size limit of that folder; null: the free disk space, less 2 GB",
+        "size limit of that folder; null: the free disk space less 2 GB, or a tenth of it if that "
+        "is more",
         **STORAGE,
     )
     stream_blocks: bool = key(

@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from tqdm import tqdm
+
 from embedder_helpers.errors import InputError
 from embedder_helpers.models.cache_folder import file_size, state_files, used_bytes
 from embedder_helpers.models.use_marks import name_in_marks, names_in_use
 
 logger = logging.getLogger(__name__)
 
-RESERVE = 2 * 10**9  # bytes of the disk that are left free
+RESERVE = 2 * 10**9  # bytes of the disk that are left free; where less is free,
+SMALL_DISK = 10  # one part in so many may be used, which is enough for tiny models
 
 
 def capacity(folder: Path, limit: float) -> float:
@@ -30,8 +33,12 @@ def capacity(folder: Path, limit: float) -> float:
 
 
 def _total(folder: Path, limit: float) -> float:
-    free = shutil.disk_usage(folder).free - RESERVE
-    return min(limit, max(0, free) + used_bytes(folder))
+    free = shutil.disk_usage(folder).free
+    return min(limit, max(free - RESERVE, free // SMALL_DISK) + used_bytes(folder))
+
+
+def _size(count: float) -> str:
+    return tqdm.format_sizeof(count, "B")
 
 
 def _kept(folder: Path) -> set[Path]:
@@ -63,11 +70,11 @@ def make_room(
     if needed + taken > total:
         beside, wait = "", ""
         if kept:
-            beside = f" beside the {taken / 1e9:.2f} GB that other processes read"
+            beside = f" beside the {_size(taken)} that other processes read"
             wait = "wait until they have ended, "
         raise InputError(
-            f"hidden states need {needed / 1e9:.2f} GB, but {folder} has room for "
-            f"{max(0, total - taken) / 1e9:.2f} GB{beside}: {wait}set states_dir to a larger disk, "
+            f"hidden states need {_size(needed)}, but {folder} has room for "
+            f"{_size(max(0, total - taken))}{beside}: {wait}set states_dir to a larger disk, "
             "raise states_gigabytes, or lower max_train_texts"
         )
     used, new, deleted = used_bytes(folder), needed - sum(useful.values()), Counter[str]()

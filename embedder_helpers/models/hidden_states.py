@@ -45,7 +45,8 @@ class HiddenStateCache:
 
     Args:
         folder: folder of the cache; created if it does not exist.
-        gigabytes: maximum size; None: limited by the disk, of which 2 GB are left free.
+        gigabytes: maximum size; None: the free disk space less 2 GB, or a tenth of it if that is
+            more.
 
     Raises:
         InputError: the folder cannot be written.

@@ -16,23 +16,30 @@ from embedder_helpers.utils import shared_folders  # noqa: E402
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """An executor of one experiment, in the driver's folder of results or another, and its site."""
+    """An executor of one experiment, in the driver's folder of results or another, and its site.
+
+    Closed in the end, also where a test fails: it hides this process's progress bars.
+    """
     monkeypatch.setattr(use_marks, "_sweep", "alone")
     monkeypatch.chdir(Path.cwd())  # to come back in the end
     task = write_task(tmp_path / "task")
     one = experiment(task, epochs=1, states_dir="states")
     out = tmp_path / "out"
     out.mkdir()
+    executors = []
 
     def make(is_shared):
         if is_shared:
             shared_folders.leave_file(out, "token")
         arguments = [one.as_dict()], str(tmp_path), str(out), "token", float("inf"), None
         executor = RemoteExecutor(*arguments)
+        executors.append(executor)
         name = plan_all([one], out)[0].path.stem
         return executor, ((name,), (name,), 1e9), name
 
-    return make
+    yield make
+    for executor in executors:
+        executor.close()
 
 
 def run(executor, site, name):

@@ -23,10 +23,17 @@ from hypothesis import strategies as st
 from shared_gemma import TEXTS, TINY, shared_gemma, token_ids, two_texts_per_batch
 
 from embedder_helpers.errors import InputError
-from embedder_helpers.models import cache_folder, hidden_states, shard_index, sharding, use_marks
+from embedder_helpers.models import (
+    cache_folder,
+    eviction,
+    hidden_states,
+    shard_index,
+    sharding,
+    use_marks,
+)
 from embedder_helpers.models.batching import MultiLayerStates, RaggedArray
 from embedder_helpers.models.cache_folder import clear, summary
-from embedder_helpers.models.eviction import RESERVE
+from embedder_helpers.models.eviction import RESERVE, SMALL_DISK
 from embedder_helpers.models.gemma import HiddenStateSpec
 from embedder_helpers.models.hidden_states import HiddenStateCache
 from embedder_helpers.models.preset_files import hdf5_datasets
@@ -928,9 +935,9 @@ def test_what_cannot_fit_is_an_error_that_names_size_room_and_remedies(tmp_path)
     with pytest.raises(InputError) as error:
         gemma = types.SimpleNamespace(dtype="float32", preset=wide, unload=int)
         cache.get_or_compute(gemma, token_ids(), [ONE, TWO])
-    needed = f"{2 * token_ids().lengths.sum() * 2 * 10**7 / 1e9:.2f} GB"
+    needed = f"{2 * token_ids().lengths.sum() * 2 * 10**7 / 1e9:.2f}GB"
     remedies = "states_dir", "states_gigabytes", "max_train_texts"
-    for part in (needed, "1.50 GB", str(tmp_path), *remedies):
+    for part in (needed, "1.50GB", str(tmp_path), *remedies):
         assert part in str(error.value)
     assert "other processes" not in str(error.value)
 
@@ -941,17 +948,21 @@ def test_a_request_that_cannot_fit_deletes_nothing(room_for_two):
     assert exists(room_for_two, ONE, TWO) == [True, True]
 
 
-def test_the_free_disk_is_a_limit_too(cache, monkeypatch):
-    free = RESERVE + int(1.5 * size_of(token_ids(), [ONE]))
+@pytest.mark.parametrize("size", ["large", "small"])
+def test_the_free_disk_is_a_limit_too(cache, monkeypatch, size):
+    usable = int(1.5 * size_of(token_ids(), [ONE]))
+    if size == "large":
+        monkeypatch.setattr(eviction, "SMALL_DISK", 10**9)
+    free = RESERVE + usable if size == "large" else usable * SMALL_DISK
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free))
     with pytest.raises(InputError, match="states_dir"):
         get(cache, [ONE, TWO])
     assert_right(get(cache, [ONE])[0], ONE)
 
 
-def test_a_disk_with_less_than_is_left_free_has_room_for_what_is_there(cache, monkeypatch):
+def test_a_full_disk_has_room_for_what_is_there(cache, monkeypatch):
     get(cache, [ONE])
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
     assert cache.capacity() == disk_usage(cache)
     with pytest.raises(InputError, match="states_dir"):
         get(cache, [ONE, TWO])
