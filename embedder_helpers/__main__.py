@@ -379,7 +379,7 @@ def predict(options: Options) -> None:
             others = others.rename(columns={name: kept})
         predictions = pd.concat([others, predictions], axis=1)
     to_raw_csv(predictions, out)
-    logger.info("%d texts classified in %s", len(predictions), out)
+    logger.info("labels in %s (texts: %d)", out, len(predictions))
 
 
 def _publish_options(parser: Parser) -> None:
