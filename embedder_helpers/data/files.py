@@ -118,7 +118,7 @@ def as_list(values: Iterable[Any], what: str = "texts") -> list[Any]:
             "give one value for each text"
         )
     if isinstance(values, str | bytes | set | frozenset) or not isinstance(values, Iterable):
-        raise InputError(f"{what} are a {type(values).__name__}, but must be a list")
+        raise InputError(f"{what} are of type {type(values).__name__}, but must be a list")
     return list(values)
 
 

@@ -514,7 +514,7 @@ def test_texts_and_labels_make_a_task_with_a_tenth_held_out():
         (["a", "b"], pd.DataFrame({"label": [0, 1]}), "labels are a table"),
         (["a", "b"], pd.array([0, None], dtype="Int64"), "no label in row 2"),
         (["a", "b"], [[0], [1]], "are list"),
-        (["a", "b"], "ab", "labels are a str"),
+        (["a", "b"], "ab", "labels are of type str"),
         (pd.DataFrame({"text": ["a", "b"]}), [0, 1], "one of its columns"),
         (pd.Series(["a", pd.NA], dtype="string"), [0, 1], "NaN in row 2"),
     ],
