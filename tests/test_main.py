@@ -463,7 +463,7 @@ def test_predictions_follow_the_columns_of_the_file(predict, capsys):
     assert table["id"].tolist() == ["007", "008"] and table["note"].tolist() == ["a,b", ""]
     assert table["text"][1] == "Ein Schöner 😀" and set(table["p(wet)"]) == {"0.75"}
     output = capsys.readouterr()
-    assert not output.out and "2 texts" in output.err
+    assert not output.out and "texts: 2" in output.err
 
 
 def test_values_of_json_lines_are_kept_as_they_are(predict):
