@@ -35,6 +35,7 @@ class ExperimentBatch:
         gemma: the model; None for RoBERTa and ready encoders alone.
         ids: token ids of all texts.
         wanted: hidden states to compute before the plans run.
+        planned: the same if none of the sweep's plans were finished.
     """
 
     plans: list[Plan]
@@ -42,14 +43,17 @@ class ExperimentBatch:
     gemma: Gemma | None = None
     ids: RaggedArray | None = None
     wanted: Wanted = field(default_factory=dict)
+    planned: Wanted = field(default_factory=dict)
 
     def prepare(self) -> list[np.ndarray]:
         """Make room for the wanted hidden states that are missing; their shards' texts."""
-        return self.cache.prepare(self.gemma, self.ids, self.wanted) if self.wanted else []
+        if not self.wanted:
+            return []
+        return self.cache.prepare(self.gemma, self.ids, self.wanted, self.planned)
 
     def compute_shard(self, shard: np.ndarray) -> None:
         """Compute what is missing of a shard; Gemma keeps its weights for the next one."""
-        self.cache.compute_shard(self.gemma, self.ids, self.wanted, shard)
+        self.cache.compute_shard(self.gemma, self.ids, self.wanted, shard, self.planned)
 
     def forward_work(self, shard: np.ndarray | slice = slice(None)) -> float:
         """Approximate operations of the hidden states of texts that are missing, for a bar."""
@@ -82,8 +86,8 @@ def schedule(
 ) -> list[ExperimentBatch]:
     """What reads no Gemma first, then the plans of each Gemma, from the smallest cutoff.
 
-    Batches are formed with the finished plans, which are left out only then, so that a sweep that
-    continues after it was killed has the batches that it had before.
+    Batches, and the shards of their texts, are formed with the finished plans, which are left out
+    only then, so that a sweep that continues after it was killed has those that it had before.
 
     Args:
         plans: of the sweep.
@@ -102,7 +106,7 @@ def schedule(
             room = cache.capacity() if capacity is None else capacity
             batches += _gemma_batches(group, todo, cache, room)
         else:
-            batches.append(ExperimentBatch(_unfinished(group, todo), cache))
+            batches.append(ExperimentBatch([plan for plan in group if plan.path in todo], cache))
     return [batch for batch in batches if batch.plans]
 
 
@@ -120,10 +124,6 @@ def _group_key(plan: Plan) -> tuple[Any, ...]:
         experiment.states_dir or "",
         experiment.states_gigabytes or 0.0,
     )
-
-
-def _unfinished(plans: Iterable[Plan], todo: Collection[Path]) -> list[Plan]:
-    return [plan for plan in plans if plan.path in todo]
 
 
 def _gemma_batches(
@@ -149,15 +149,22 @@ def _gemma_batches(
 
     groups = _split(reads, size, capacity - raw_size if resumes else capacity)
     for number, group in enumerate(groups, 1):
-        wanted = _merge(reads for plan, reads in group if plan.path in todo)
-        later = _merge(
-            reads for rest in groups[number:] for plan, reads in rest if plan.path in todo
-        )
-        if resumes and wanted and later:
-            end = HiddenStateSpec(max(spec.cutoff for spec in wanted), "none")
-            wanted[end] = wanted.get(end, False) | np.any(list(later.values()), axis=0)
-        unfinished = _unfinished((plan for plan, _ in group), todo)
-        yield ExperimentBatch(unfinished, cache, gemma, ids, wanted)
+        rest = [reads for later in groups[number:] for reads in later] if resumes else []
+        planned = _read_together(group, rest)
+        group, rest = ([one for one in part if one[0].path in todo] for part in (group, rest))
+        wanted = _read_together(group, rest)
+        yield ExperimentBatch([plan for plan, _ in group], cache, gemma, ids, wanted, planned)
+
+
+def _read_together(
+    group: Iterable[tuple[Plan, Wanted]], rest: Iterable[tuple[Plan, Wanted]]
+) -> Wanted:
+    """What the plans of a group read, and the raw states from which the rest resumes."""
+    wanted, later = (_merge(reads for _, reads in part) for part in (group, rest))
+    if wanted and later:
+        end = HiddenStateSpec(max(spec.cutoff for spec in wanted), "none")
+        wanted[end] = wanted.get(end, False) | np.any(list(later.values()), axis=0)
+    return wanted
 
 
 def _split(

@@ -109,11 +109,19 @@ class HiddenStateCache:
         finally:
             gemma.unload()
 
-    def prepare(self, gemma: Gemma, ids: RaggedArray, wanted: Wanted) -> list[np.ndarray]:
+    def prepare(
+        self, gemma: Gemma, ids: RaggedArray, wanted: Wanted, planned: Wanted | None = None
+    ) -> list[np.ndarray]:
         """Make room for what is missing, and divide it into shards.
 
-        Shards follow from what is wanted, and not from what is missing of it, so that the batches
-        in which a text is computed, on which the last bits may depend, are always the same.
+        Shards follow from what is planned, and not from what is missing of it, so that the batches
+        in which a text is computed, on which the last bits may depend, are the same after a kill.
+
+        Args:
+            gemma: model.
+            ids: token ids of texts.
+            wanted: as in `compute_missing`.
+            planned: the same before anything was finished; None: as much as is wanted.
 
         Returns:
             Rows of `ids` for each shard of which something is missing, the longest texts first.
@@ -133,7 +141,8 @@ class HiddenStateCache:
         if not missing:
             return []
         is_missing = np.any(list(missing.values()), axis=0)
-        shards = divide(ids.lengths, np.any(list(wanted.values()), axis=0))
+        planned = wanted if planned is None else first_occurrences(keys, planned)
+        shards = divide(ids.lengths, np.any(list(planned.values()), axis=0))
         shards = [rows for rows in shards if np.any(is_missing[rows])]
         resumed = (
             self._resumed_paths(
@@ -145,7 +154,12 @@ class HiddenStateCache:
         return shards
 
     def compute_shard(
-        self, gemma: Gemma, ids: RaggedArray, wanted: Wanted, shard: np.ndarray
+        self,
+        gemma: Gemma,
+        ids: RaggedArray,
+        wanted: Wanted,
+        shard: np.ndarray,
+        planned: Wanted | None = None,
     ) -> None:
         """Compute what is missing of one shard.
 
@@ -156,23 +170,24 @@ class HiddenStateCache:
             ids: token ids of texts.
             wanted: as in `prepare`.
             shard: rows that `prepare` returned.
+            planned: as in `prepare`.
 
         Raises:
             InputError: hidden states that are not finite; not enough memory; a full disk.
         """
         self._index.forget_deleted()
-        keys = text_keys(ids)
-        wanted = {
-            spec: mask & np.isin(np.arange(len(ids)), shard)
-            for spec, mask in first_occurrences(keys, wanted).items()
-        }
+        keys, is_here = text_keys(ids), np.isin(np.arange(len(ids)), shard)
+        wanted, planned = (
+            {spec: mask & is_here for spec, mask in first_occurrences(keys, masks).items()}
+            for masks in (wanted, wanted if planned is None else planned)
+        )
         missing = self.missing(gemma, keys, wanted)
         if not missing:  # another process has computed them
             return
         resume_from = self._resume_point(gemma, keys, missing)
         if resume_from:
             self._mark.add(resume_from[1].paths)
-        groups = group_by_missing(missing)
+        groups = group_by_missing(missing, planned)
         # The groups with the largest cutoffs first, so that Gemma's layers are loaded once.
         for rows, specs in sorted(groups, key=lambda group: -group[1][-1].cutoff):
             resume_rows = None

@@ -59,9 +59,19 @@ def divide(lengths: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
     return [np.concatenate(shard) for shard in shards]
 
 
-def group_by_missing(missing: Wanted) -> Iterator[tuple[np.ndarray, list[HiddenStateSpec]]]:
-    """Rows of the texts for which the same specs are missing, and these specs."""
+def group_by_missing(
+    missing: Wanted, planned: Wanted
+) -> Iterator[tuple[np.ndarray, list[HiddenStateSpec]]]:
+    """Rows of the texts that pass together, and the specs that are missing for all of them.
+
+    Args:
+        missing: what is to be computed.
+        planned: what the whole sweep reads. Texts for which it reads the same specs pass together
+            whichever of these are missing: a file that was written before the process was killed
+            does not change who is with whom.
+    """
     matrix = np.stack(list(missing.values()), 1)  # (texts, specs)
-    for pattern in np.unique(matrix[matrix.any(1)], axis=0)[::-1]:
-        specs = [spec for spec, is_missing in zip(missing, pattern, strict=True) if is_missing]
-        yield np.flatnonzero((matrix == pattern).all(1)), specs
+    patterns = np.hstack([matrix, np.stack(list(planned.values()), 1)])
+    for pattern in np.unique(patterns[matrix.any(1)], axis=0)[::-1]:
+        specs = [spec for spec, is_missing in zip(missing, pattern, strict=False) if is_missing]
+        yield np.flatnonzero((patterns == pattern).all(1)), specs

@@ -1,6 +1,7 @@
 """Schedules: which experiments share a forward pass of Gemma, and what fits the disk."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -252,6 +253,27 @@ def test_a_hybrid_wants_its_training_texts_too_at_its_own_cutoff_only(make_plans
     assert token_tuples(batch.ids, batch.wanted[rms(4)]) == texts_of(plans[2:])
     assert texts_of(plans[:1]) < texts_of(plans[2:])
     assert len(texts_of(plans[2:])) == sum(COUNTS.values())
+
+
+def test_what_is_finished_is_not_wanted_but_decides_which_texts_pass_together(
+    make_plans, rain, tmp_path
+):
+    each = [{"llm_layers": 2}, {"llm_layers": 4, "kind": "hybrid"}]
+    plans = make_plans(rain, each)
+    (all_of_them,) = gemma_batches(plans)
+    (rest,) = schedule(plans, {plans[1].path})
+    assert rest.plans == plans[1:] and list(rest.wanted) == [rms(4)]
+    assert list(rest.planned) == [rms(2), rms(4)]
+    for shard in all_of_them.prepare():
+        all_of_them.compute_shard(shard)
+    folder = rest.cache.folder
+    before = {path.name: path.read_bytes() for path in folder.rglob("k04*")}
+    assert len(before) == 2
+    shutil.rmtree(folder)
+    (rest,) = schedule(plans, {plans[1].path})
+    for shard in rest.prepare():
+        rest.compute_shard(shard)
+    assert {path.name: path.read_bytes() for path in folder.rglob("k*")} == before
 
 
 def test_a_selected_cutoff_wants_its_training_texts_at_every_cutoff(make_plans, rain):

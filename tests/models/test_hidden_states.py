@@ -833,7 +833,18 @@ def test_resuming_gives_the_same_hidden_states_when_specs_want_different_texts(m
         compute_missing(cache, wanted)
         for spec, mask in wanted.items():
             assert cached(cache, spec) == mask.tolist()
-        assert states_of_texts(cache, *wanted) == states_of_texts(undisturbed, *wanted)
+        assert contents(cache) == contents(undisturbed)
+
+
+def test_what_is_left_is_computed_in_the_files_of_all_that_was_planned(cache, tmp_path):
+    planned = {ONE: np.arange(6) < 4, TWO: ALL}
+    undisturbed = HiddenStateCache(tmp_path / "undisturbed")
+    compute_missing(undisturbed, planned)
+    wanted = {TWO: ALL}
+    for shard in cache.prepare(shared_gemma(), token_ids(), wanted, planned):
+        cache.compute_shard(shared_gemma(), token_ids(), wanted, shard, planned)
+    kept, expected = contents(cache), contents(undisturbed)
+    assert len(kept) == 2 and kept.items() < expected.items()
 
 
 # The size limit
