@@ -187,8 +187,7 @@ def _baselines(
     return {
         key: group
         for key, group in comparable.items()
-        if group[0].cutoffs in ([], hybrid.cutoffs)
-        or group[0].selects_layer()
+        if group[0].cutoffs in ([], hybrid.cutoffs) or group[0].selects_layer()
     }
 
 

@@ -32,9 +32,7 @@ def confidence_set(
     return elimination_p_values(scores, draws=draws, seed=seed) > 1 - level
 
 
-def elimination_p_values(
-    scores: np.ndarray, *, draws: int = DRAWS, seed: int = 0
-) -> np.ndarray:
+def elimination_p_values(scores: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """The p-value of each embedder: it is in every confidence set of a level below 1 - p.
 
     Costs `draws · embedders · cases` multiplications, once.

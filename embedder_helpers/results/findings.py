@@ -155,7 +155,7 @@ class Findings:
 
     @property
     def knowledge(self) -> str | None:
-        """What the gain is: `knowledge`, `capacity` or `not settled`; None without gain or controls.
+        """What the gain is: `knowledge`, `capacity`, `not settled`; None without gain or controls.
 
         It is capacity if some control gives at least half of it, and is better than RoBERTa alone
         itself, its interval above 0. It is knowledge if none gives half, the hybrid is ahead of
@@ -313,9 +313,9 @@ def _learning_curve(
 ) -> pd.DataFrame:
     """A row per number of training texts and kind, the smallest number first.
 
-    Columns: `texts per label` (a number, or `all`), `training texts`, `kind`, `seeds`, `accuracy` with
-    `accuracy low` and `accuracy high`, and `difference` to RoBERTa alone with `low` and `high`,
-    95 % intervals over seeds (which draw the training texts) and scored texts.
+    Columns: `texts per label` (a number, or `all`), `training texts`, `kind`, `seeds`, `accuracy`
+    with `accuracy low` and `accuracy high`, and `difference` to RoBERTa alone with `low` and
+    `high`, 95 % intervals over seeds (which draw the training texts) and scored texts.
     """
     sizes = {contender.texts_per_label for contender in contenders}
     rows = []

@@ -97,7 +97,7 @@ def plot_controls(verdict: Verdict, path: str | Path | None = None) -> "Figure |
     figure, (panel,) = _make_figure(
         verdict, "is the gain knowledge or capacity?", height=1.7 + 0.45 * len(gains)
     )
-    for height, (name, gain) in enumerate(gains.items()):
+    for height, gain in enumerate(gains.values()):
         color = CONTROL_COLOR if height else COLORS["hybrid"]
         mean, low, high = (100 * value for value in gain)
         panel.plot([low, high], [height, height], color=color, lw=2)
@@ -120,8 +120,9 @@ def plot_controls(verdict: Verdict, path: str | Path | None = None) -> "Figure |
 def plot_cost(verdict: Verdict, path: str | Path | None = None) -> "Figure | None":
     """Plot the validation accuracy of each cutoff over its cost, with the frontier.
 
-    On the frontier are the cutoffs than which none is both faster and better. The cheapest cutoff
-    that cannot be told from the best is marked. The arguments are those of `plot_learning_curve`.
+    On the frontier are the cutoffs than which none is both faster and better; a single one has no
+    line. The cheapest cutoff that cannot be told from the best is marked. The arguments are those
+    of `plot_learning_curve`.
 
     Returns:
         The figure; None without a measured cost, or validation accuracies of two cutoffs.
@@ -134,10 +135,11 @@ def plot_cost(verdict: Verdict, path: str | Path | None = None) -> "Figure | Non
         return None
     figure, (panel,) = _make_figure(verdict, "what does a text cost at each cutoff?")
     frontier = layers[layers["frontier"]].sort_values("ms_per_text")
-    panel.step(
-        frontier["ms_per_text"], 100 * frontier["accuracy"], where="post",
-        color=GRAY, lw=1, label="frontier: none is faster and better",
-    )  # fmt: skip
+    if len(frontier) > 1:
+        panel.step(
+            frontier["ms_per_text"], 100 * frontier["accuracy"], where="post",
+            color=GRAY, lw=1, label="frontier: none is faster and better",
+        )  # fmt: skip
     in_set = layers["cutoff"].isin(verdict.layer_set or [])
     gemma = layers["cutoff"] > 0
     for is_drawn, fill, label in (
@@ -264,7 +266,8 @@ def _make_figure(
     figure = Figure(figsize=(width, height), layout="constrained")
     made = list(figure.subplots(1, panels, squeeze=False)[0])
     title = wrap(f"{verdict.task}: {question}", TITLE_WIDTH)
-    figure.suptitle(title, x=0.01, ha="left", size=10)  # from the figure's edge, whatever labels need
+    # From the figure's edge, whatever labels need.
+    figure.suptitle(title, x=0.01, ha="left", size=10)
     for panel in made:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)

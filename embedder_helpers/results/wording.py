@@ -4,6 +4,7 @@ Differences are in points, of accuracy in percent; brackets hold their 95 % inte
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -179,22 +180,28 @@ def _unlike(findings: Findings) -> str | None:
 
 
 def _few_texts(findings: Findings) -> str | None:
-    """Where on the learning curve the hybrid is ahead most."""
+    """With which numbers of training texts the hybrid is better, and by how much."""
     curve = findings.learning_curve
     hybrids = curve[(curve["kind"] == "hybrid") & curve["difference"].notna()]
     if len(hybrids) < 2:
         return None
+    columns = ["texts per label", "difference", "low", "high"]
     settled = hybrids[hybrids["low"] > 0]
     if settled.empty:
         return "With no number of training texts is it settled that the hybrid is better."
-    row = settled.loc[settled["difference"].idxmax()]
-    label = row["texts per label"]
-    size = "all training texts" if label == "all" else f"{label:,} training texts per label"
-    interval = Interval(row["difference"], row["low"], row["high"])
-    return (
-        "Of the numbers of training texts with which it is settled that the hybrid is better, it "
-        f"is ahead most with {size}: by {_amount(interval)}."
-    )
+    better = [
+        f"{size} ({_amount(Interval(*interval))})"
+        for size, *interval in settled[columns].itertuples(index=False)
+    ]
+    others = hybrids.loc[~(hybrids["low"] > 0), "texts per label"].map(str).tolist()
+    text = "By training texts per label, it is settled that the hybrid is better with "
+    text += _list(better)
+    return f"{text}, and not with {_list(others)}." if others else f"{text}."
+
+
+def _list(parts: Sequence[str]) -> str:
+    """`8`, `8 and 32`, `8, 32 and all`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _gemma(findings: Findings) -> str | None:
@@ -258,8 +265,8 @@ def _measured(findings: Findings) -> str | None:
         return None
     device = f" on {one_line(cost.device, MAX_NAME)}" if cost.device else ""
     return (
-        f"Times were measured{device}, {count(cost.batch, 'text')} at once. A hybrid costs more than it "
-        f"gives if a doubling of the time gives less than "
+        f"Times were measured{device}, {count(cost.batch, 'text')} at once. A hybrid costs more "
+        f"than it gives if a doubling of the time gives less than "
         f"{number(findings.points_per_doubling / 100)} points, for the hybrid and for the cascade."
     )
 

@@ -48,7 +48,8 @@ def test_the_curve_is_that_of_trying_every_threshold(generator):
     cheap, expensive = generator.random((2, 60)) < [[0.6], [0.8]]
     curve = cascade_curve(sure, cheap, expensive)
     assert curve["share"].iloc[[0, -1]].tolist() == [0, 1]
-    assert curve["accuracy"].iloc[[0, -1]].tolist() == pytest.approx([cheap.mean(), expensive.mean()])
+    alone = [cheap.mean(), expensive.mean()]
+    assert curve["accuracy"].iloc[[0, -1]].tolist() == pytest.approx(alone)
     assert len(curve) == len(set(sure)) + 1
     for row in curve.itertuples():
         goes_on = sure < row.threshold

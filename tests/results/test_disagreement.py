@@ -12,7 +12,8 @@ from embedder_helpers.results.disagreement import disagreement
 def made(both, only_first, only_second, neither):
     """Whether each text is right, by the numbers of texts of each kind."""
     sizes = [both, only_first, only_second, neither]
-    return np.repeat([True, True, False, False], sizes), np.repeat([True, False, True, False], sizes)
+    patterns = [True, True, False, False], [True, False, True, False]
+    return tuple(np.repeat(pattern, sizes) for pattern in patterns)
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 5), (3, 9), (10, 10), (1, 0), (40, 21)])

@@ -16,7 +16,7 @@ from embedder_helpers.results.html_page import (
     html_table,
 )
 
-NASTY = '</title></style><script>alert("x")</script><img src=x onerror=\'y\'>&amp;'
+NASTY = "</title></style><script>alert(\"x\")</script><img src=x onerror='y'>&amp;"
 
 
 def test_a_document_has_a_title_a_heading_and_a_policy_against_everything_else():

@@ -38,7 +38,8 @@ def test_what_is_written_is_read(classes, tmp_path):
 def test_right_and_probabilities_follow_from_the_logits():
     predictions = made_predictions(labels=np.array([0, 1, -1, 0, 1, 1, 0]))
     first, second = predictions.logits.astype(float).T
-    expected = [(b > a) == bool(label) for a, b, label in zip(first, second, predictions.labels)]
+    labels = predictions.labels
+    expected = [(b > a) == bool(label) for a, b, label in zip(first, second, labels, strict=True)]
     expected[2] = False  # a label that was not trained on is never right
     assert predictions.right.tolist() == expected
     np.testing.assert_allclose(predictions.probabilities[:, 1], 1 / (1 + np.exp(first - second)))
@@ -46,7 +47,8 @@ def test_right_and_probabilities_follow_from_the_logits():
 
 def test_positions_of_labels_that_are_no_class_are_minus_one():
     classes = np.array(["b", "d"])
-    assert label_positions(classes, np.array(["a", "b", "c", "d", "e"])).tolist() == [-1, 0, -1, 1, -1]
+    labels = np.array(["a", "b", "c", "d", "e"])
+    assert label_positions(classes, labels).tolist() == [-1, 0, -1, 1, -1]
 
 
 def test_missing_predictions_are_none(tmp_path):

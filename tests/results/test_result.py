@@ -15,7 +15,6 @@ from embedder_helpers.data.tasks import load_task
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments.plan import plan_experiment
 from embedder_helpers.results.result import (
-    FIGURES_SINCE,
     STORED_NAMES,
     Result,
     read_result,
@@ -254,7 +253,9 @@ def test_the_name_of_a_ready_encoder_is_part_of_the_files_name_and_its_content_o
         experiment = Experiment(kind="encoder_only", encoder_preset=preset, **settings)
         return result_name(experiment, task, None, {"task": "1", "encoder_preset": fingerprint})
 
-    assert re.fullmatch(r"weather-encoder_only-all-MiniLM-L6-v2-[0-9a-f]{8}\.json", name("all-MiniLM-L6-v2"))
+    assert re.fullmatch(
+        r"weather-encoder_only-all-MiniLM-L6-v2-[0-9a-f]{8}\.json", name("all-MiniLM-L6-v2")
+    )
     moved = name("/models/all-MiniLM-L6-v2")
     assert moved == name("all-MiniLM-L6-v2") != name("all-MiniLM-L6-v2", "2")
     assert name("a", pooling="max", seed=1, epochs=9, llm_layers=3) == name("a")

@@ -16,7 +16,7 @@ from embedder_helpers.results.verdict_page import (
     write_page,
 )
 
-NASTY = '</p></span><script>alert("x")</script><img src=x onerror=\'y\'>&amp;'
+NASTY = "</p></span><script>alert(\"x\")</script><img src=x onerror='y'>&amp;"
 PNG = b"\x89PNG\r\n\x1a\n"
 SENTENCE = "On weather the hybrid is better than RoBERTa alone by 1.3 points [0.5, 2.1]."
 
