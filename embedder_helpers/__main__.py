@@ -124,10 +124,13 @@ def _experiments(options: Options) -> list[Experiment]:
 
 
 def _sweep_options(parser: Parser) -> None:
+    _run_options(parser, "results")
+    parser.set_defaults(out="results")
+
+
+def _run_options(parser: Parser, out: str) -> None:
     _config_options(parser)
-    parser.add_argument(
-        "--out", default="results", metavar="DIR", help="folder for results (default: %(default)s)"
-    )
+    parser.add_argument("--out", metavar="DIR", help=f"folder for results (default: {out})")
     parser.add_argument(
         "--hours", type=float, metavar="H",
         help="time limit in hours; experiments that would exceed it are not started "
@@ -164,8 +167,7 @@ def sweep(options: Options) -> int:
 
 
 def _verdict_options(parser: Parser) -> None:
-    _sweep_options(parser)
-    parser.set_defaults(out="results/verdict")
+    _run_options(parser, "results/verdict_TASK")
     parser.add_argument(
         "--seeds", nargs="+", type=int, metavar="N",
         help="seeds of the trainings (default: those of the config, or 33 34 35 if it has one)",
@@ -194,9 +196,10 @@ def verdict(options: Options) -> None:
     if any(replace(one, **same) != hybrids[0] for one in hybrids):
         logger.warning("the config has several hybrids: the verdict is on the first one's settings")
     seeds = list(dict.fromkeys(one.seed for one in hybrids))
+    out = options.out or verdicts.default_folder(hybrids[0])
     found = verdicts.verdict(
         hybrids[0],
-        options.out,
+        out,
         seeds=options.seeds or (seeds if len(seeds) > 1 else verdicts.SEEDS),
         sizes=verdicts.SIZES if options.sizes is None else options.sizes,
         encoder=options.encoder,
@@ -205,7 +208,7 @@ def verdict(options: Options) -> None:
         cpus_per_worker=options.cpus_per_worker,
     )
     print(found.sentence, *found.notes, to_markdown(found.table()), sep="\n\n")
-    print(f"page, figures and tables: {options.out}")
+    print(f"page, figures and tables: {out}")
 
 
 def _estimate_options(parser: Parser) -> None:

@@ -337,7 +337,7 @@ def test_a_verdict_is_printed_with_its_notes_its_table_and_its_folder(asked, cap
 def test_seeds_and_sizes_of_a_verdict_are_options(asked, options, seeds, sizes):
     assert main(["verdict", "quickstart", *options]) == 0
     assert (asked["seeds"], asked["sizes"]) == (seeds, sizes)
-    assert asked["out"] == "results/verdict"
+    assert asked["out"] == Path("results/verdict_sample")
 
 
 @pytest.mark.parametrize(("config", "is_named"), [("quickstart", False), ("ablation", True)])

@@ -44,7 +44,7 @@ COST_TEXTS, COST_REPEATS = 64, 3  # whose time and memory are measured at every 
 
 def verdict(
     task: Experiment | str | Path,
-    out: str | Path = "results/verdict",
+    out: str | Path | None = None,
     *,
     seeds: Sequence[int] = SEEDS,
     sizes: Sequence[int] = SIZES,
@@ -62,7 +62,7 @@ def verdict(
         task: a hybrid's Experiment, of which cutoff, seed, control and what is saved are replaced,
             and epochs are raised where there are few texts; or a task's name or the path of its
             data, for the built-in models with the settings of `configs/quickstart.yaml`.
-        out: folder for the results.
+        out: folder for the results, which should hold no other verdict; None: `default_folder`.
         seeds: of the trainings; two or more give intervals.
         sizes: training texts per label of the learning curve, besides all.
         encoder: a ready text encoder to compare with, as in `encoder_preset`; None: none.
@@ -73,8 +73,8 @@ def verdict(
     """
     _check_numbers(seeds, sizes)
     until = session.deadline(options.pop("hours", None))
-    folder = writable_folder(out)
     hybrid = _hybrid(task, seeds[0])
+    folder = writable_folder(out or default_folder(hybrid))
     data = load_task(hybrid)
     planned = plan_verdict(hybrid, data, seeds, sizes)
     if planned[0].epochs > hybrid.epochs:
@@ -104,6 +104,11 @@ def verdict(
     found = assemble(results, folder, texts=texts, cost=cost)
     write_verdict(found, folder, embedder)
     return found
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """The folder of a verdict on an experiment's task, unless another is asked for."""
+    return Path("results", f"verdict_{Path(experiment.task).stem}")
 
 
 def _hybrid(task: Experiment | str | Path, seed: int) -> Experiment:

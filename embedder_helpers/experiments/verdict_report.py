@@ -35,7 +35,7 @@ FIGURES = {
     "cost": (
         "Which cutoff, at what cost?",
         "Validation accuracy of each cutoff beside milliseconds for a text",
-        "On the line lie the cutoffs of which none is both faster and better.",
+        "Where several cutoffs have no other that is both faster and better, a line joins them.",
     ),
     "cascade": (
         "Does every text need the LLM?",
