@@ -51,8 +51,8 @@ test-slow: $(VENV)/.dev  ## run the tests that train for longer, execute noteboo
 
 test-all: test test-slow  ## run every test but those on real presets
 
-# ROUNDS: a factor of the random trials; one round, in `make test-slow`, kills about ten sweeps and
-# brings 400 odd inputs, and takes two to three minutes on two cores. ROBUSTNESS_SEED=100000 makes others.
+# ROUNDS: a factor of the random trials; one round, in `make test-slow`, has about ten kills and
+# 400 odd inputs, and takes two to three minutes on two cores. ROBUSTNESS_SEED=100000 makes others.
 ROUNDS ?= 20
 robustness: $(VENV)/.dev  ## kill, damage and starve sweeps, and bring odd input, at length: ROUNDS=20
 	ROBUSTNESS_ROUNDS=$(ROUNDS) ROBUSTNESS_FAILURES=build/robustness $(PYTEST) -v tests/robustness

@@ -108,7 +108,8 @@ def verdict(
 
 def default_folder(experiment: Experiment) -> Path:
     """The folder of a verdict on an experiment's task, unless another is asked for."""
-    return Path("results", f"verdict_{Path(experiment.task).stem}")
+    name = Path(experiment.task).stem.replace(".", "_")
+    return Path("results", f"verdict_{name}")
 
 
 def _hybrid(task: Experiment | str | Path, seed: int) -> Experiment:
