@@ -1,7 +1,6 @@
 """Figures of results: scores, curves over the cutoff, the leaderboard, ablations."""
 
 import functools
-import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -16,9 +15,12 @@ from embedder_helpers.results.comparison import (
     COLUMNS,
     ablation_steps,
     group_by_seed,
+    is_comparable,
+    paired_difference,
     score_interval,
     score_matrix,
 )
+from embedder_helpers.results.intervals import Interval
 from embedder_helpers.results.leaderboard import (
     MAX_SMALL,
     SMALL,
@@ -44,6 +46,8 @@ COLORS = {
 }
 STYLES = ("-", "--", "-.", ":")
 METRICS = ("accuracy", "macro F1")
+DIFFERENCE_TITLE = "accuracy, hybrid − RoBERTa only, points"
+PANEL_WIDTH = 5  # inches
 MAJORITY_LABEL = "majority-class baseline"
 NAME_WIDTH = 46  # characters of a line beside the axis
 TITLE_WIDTH = 46  # characters of a line above a panel
@@ -138,7 +142,9 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> "F
     """Plot accuracy and macro F1 over the cutoff, with baselines and the original study's curve.
 
     Lines are means over seeds and runs of the protocol, bands their 95 % CIs; a trained embedder
-    with a single seed has no band. Embedders that pool several cutoffs are left out.
+    with a single seed has no band. Embedders that pool several cutoffs are left out. Where there
+    are hybrids and one trained RoBERTa alone, a third panel has their paired difference in
+    accuracy, which the others are too coarse to show.
 
     Args:
         results: results of one or more tasks; each task is a row of panels.
@@ -147,22 +153,26 @@ def plot_layers(results: Sequence[Result], path: str | Path | None = None) -> "F
     from matplotlib.ticker import MultipleLocator
 
     by_task = dict(sorted(_by_task(results).items()))
-    figure, panels = _make_panels(list(by_task), [3.6] * len(by_task), sharex=True)
+    differences = {task: _differences(groups) for task, groups in by_task.items()}
+    titles = METRICS + (DIFFERENCE_TITLE,) * any(differences.values())
+    figure, panels = _make_panels(list(by_task), [3.6] * len(by_task), titles, sharex=True)
     study = load_original_study()
     if any(map(is_validation_score, results)):  # the original study's scores are of the test split
         study = study.iloc[:0]
     styles: LineStyles = {}
-    for groups, row in zip(by_task.values(), panels, strict=True):
+    for (task, groups), row in zip(by_task.items(), panels, strict=True):
         first = next(iter(groups.values()))[0]
-        is_comparable = all(uses_mteb_protocol(group[0]) for group in groups.values())
-        task = first.task["name"] if is_comparable else None
-        for metric, panel in zip(METRICS, row, strict=True):
+        is_mteb = all(uses_mteb_protocol(group[0]) for group in groups.values())
+        name = first.task["name"] if is_mteb else None
+        for metric, panel in zip(METRICS, row[:2], strict=True):
             has_bands = _draw_curves(panel, groups, metric, styles)
             _draw_levels(panel, groups, metric, styles)
             if has_bands:
                 panel.fill_between([], [], color="#777", alpha=0.3, label="95 % CI")
-            _draw_original_study(panel, study[study["task"] == task], metric)
+            _draw_original_study(panel, study[study["task"] == name], metric)
             panel.grid(alpha=0.3)
+        for panel in row[2:]:
+            _draw_differences(panel, differences[task], styles)
     for panel in panels[-1]:
         panel.set_xlabel("cutoff k (layers kept)")
         panel.xaxis.set_major_locator(MultipleLocator(2, offset=1))
@@ -187,9 +197,11 @@ def _draw_curves(
             intervals = [score_interval(group, metric) for group in curve.values()]
             means, low, high = zip(*intervals, strict=True)
             panel.plot(cutoffs, means, style, marker="o", ms=4, color=color, label=name)
-            # The edge shows a band at a single cutoff.
-            panel.fill_between(cutoffs, low, high, color=color, alpha=0.15, lw=2)
-            has_bands |= any(map(math.isfinite, low))
+            panel.fill_between(cutoffs, low, high, color=color, alpha=0.15, lw=0)
+            known = [ends for ends in zip(cutoffs, low, high, strict=True) if ends[1] <= ends[2]]
+            if 0 < len(known) < max(len(cutoffs), 2):  # a band needs two cutoffs side by side
+                panel.vlines(*zip(*known, strict=True), color=color, alpha=0.5, lw=2)
+            has_bands |= bool(known)
     return has_bands
 
 
@@ -207,6 +219,41 @@ def _by_cutoff(groups: dict[str, list[Result]], kind: str) -> dict[str, dict[int
         name: {cutoff: list(by_seed.values()) for cutoff, by_seed in curve.items()}
         for name, curve in curves.items()
     }
+
+
+def _differences(groups: dict[str, list[Result]]) -> dict[str, dict[int, Interval]]:
+    """By the hybrids' names without the cutoff, then by cutoff, accuracy minus RoBERTa alone's."""
+    alone = [
+        group for group in groups.values()
+        if group[0].experiment["kind"] == "roberta_only" and group[0].history
+    ]  # fmt: skip
+    if len(alone) != 1:
+        return {}
+    found: dict[str, dict[int, Interval]] = {}
+    for name, curve in _by_cutoff(groups, "hybrid").items():
+        for cutoff, hybrids in curve.items():
+            difference = paired_difference(hybrids, alone[0], "accuracy")
+            if difference and is_comparable(hybrids[0], alone[0][0]):
+                found.setdefault(name, {})[cutoff] = difference
+    return found
+
+
+def _draw_differences(
+    panel: "Axes", differences: dict[str, dict[int, Interval]], styles: LineStyles
+) -> None:
+    """The curves of `_differences` in points, with 95 % CIs, and RoBERTa alone as zero."""
+    if not differences:
+        panel.text(0.5, 0.5, "no pair to compare", transform=panel.transAxes, ha="center")
+        panel.set_yticks([])
+        return
+    for name, curve in differences.items():
+        mean, low, high = 100 * np.array(list(curve.values())).T
+        panel.errorbar(
+            list(curve), mean, (mean - low, high - mean), fmt="o", ms=4, capsize=3,
+            ls=styles["hybrid", name], lw=1, elinewidth=1.5, color=COLORS["hybrid"],
+        )  # fmt: skip
+    panel.axhline(0, color=COLORS["roberta_only"])
+    panel.grid(alpha=0.3)
 
 
 def _draw_levels(
@@ -299,16 +346,21 @@ def _draw_ours(panel: "Axes", ours: pd.DataFrame, metric: str) -> None:
 
 
 def _make_panels(
-    tasks: Sequence[str], heights: Sequence[float], **shared: Any
+    tasks: Sequence[str],
+    heights: Sequence[float],
+    titles: Sequence[str] = METRICS,
+    **shared: Any,
 ) -> tuple["Figure", np.ndarray]:
-    """A figure and its `(tasks, 2)` titled panels: one row per task, with its height in inches."""
+    """A figure and its `(tasks, titles)` panels: one row per task, with its height in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
-    panels = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights, **shared)
+    size = PANEL_WIDTH * len(titles), sum(heights) + 0.6
+    figure = Figure(figsize=size, layout="constrained")
+    shape = len(tasks), len(titles)
+    panels = figure.subplots(*shape, squeeze=False, height_ratios=heights, **shared)
     for task, row in zip(tasks, panels, strict=True):
-        title = wrap(f"{task}: accuracy", TITLE_WIDTH)
-        for text, panel in zip((title, "macro F1"), row, strict=True):
+        title = wrap(f"{task}: {titles[0]}", TITLE_WIDTH)
+        for text, panel in zip((title, *titles[1:]), row, strict=True):
             panel.set_title(text, loc="left", size=10)
             panel.spines[["top", "right"]].set_visible(False)
     return figure, panels

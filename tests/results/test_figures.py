@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 from made_results import EMOTION, TRAINED, result
+from matplotlib.collections import LineCollection, PolyCollection
 
 from embedder_helpers.errors import InputError
 from embedder_helpers.results import figures
-from embedder_helpers.results.comparison import score_interval
+from embedder_helpers.results.comparison import paired_difference, score_interval
 from embedder_helpers.results.leaderboard import load_original_study
 
 
@@ -23,7 +24,7 @@ def lines(panel):
 def bands(panel):
     """The ends of each band by cutoff."""
     every = []
-    for band in panel.collections:
+    for band in panel.findobj(PolyCollection):
         ends = {}
         for cutoff, score in np.concatenate([path.vertices for path in band.get_paths()] or [[]]):
             low, high = ends.get(cutoff, (score, score))
@@ -128,10 +129,46 @@ def test_bands_are_the_intervals_of_the_comparison():
     panels = figures.plot_layers([*seeds, *alone, single_seed]).axes
     for panel, column in zip(panels, ("accuracy", "macro F1"), strict=True):
         hybrid, gemma, *_ = bands(panel)
-        assert hybrid == {4: pytest.approx(score_interval(seeds, column)[1:])}
+        interval = score_interval(seeds, column)[1:]
+        assert hybrid == {4: pytest.approx(interval)}
+        (bar,) = panel.findobj(LineCollection)  # at the only cutoff of its curve with an interval
+        ((low, high),) = bar.get_segments()
+        assert (low[0], high[0]) == (4, 4) and (low[1], high[1]) == pytest.approx(interval)
         ends = [pytest.approx(score_interval([single], column)[1:]) for single in alone]
         assert gemma == dict(zip((4, 5), ends, strict=True))
         assert "95 % CI" in legend_labels(panel)
+
+
+def test_a_third_panel_has_the_paired_differences_to_roberta_alone():
+    hybrids = [
+        result(cutoffs=(k,), accuracy=0.5 + k / 10 + d * k, history=TRAINED, seed=s)
+        for k in (1, 2)
+        for s, d in SEEDS
+    ]
+    single_seed = result(cutoffs=(3,), accuracy=0.7, history=TRAINED, seed=1)
+    alone = [result("roberta_only", (), 0.6 + d, history=TRAINED, seed=s) for s, d in SEEDS]
+    untrained = result("roberta_only", (), 0.1, epochs=0)
+    other_task = result("gemma_only", (1,), task=EMOTION)
+    panels = figures.plot_layers([*hybrids, single_seed, *alone, untrained, other_task]).axes
+    _, _, empty, _, _, panel = panels  # another task comes first
+    assert not empty.lines and [text.get_text() for text in empty.texts] == ["no pair to compare"]
+    curve, zero = panel.lines[0], panel.lines[-1]
+    assert curve.get_xdata().tolist() == [1, 2, 3] and set(zero.get_ydata()) == {0}
+    (bars,) = panel.findobj(LineCollection)
+    groups = [hybrids[:3], hybrids[3:]]
+    for k, group, segment in zip((1, 2), groups, bars.get_segments(), strict=False):
+        mean, *ends = 100 * np.array(paired_difference(group, alone, "accuracy"))
+        assert curve.get_ydata()[k - 1] == pytest.approx(mean)
+        assert [x for x, _ in segment] == [k, k]
+        assert [y for _, y in segment] == pytest.approx(ends)
+    assert curve.get_ydata()[2] == pytest.approx(100 * (0.7 - 0.6))
+    assert not np.isfinite(bars.get_segments()[2:]).any()
+
+
+def test_two_recipes_of_roberta_alone_leave_no_third_panel():
+    alone = [result("roberta_only", (), history=TRAINED, epochs=n) for n in (1, 2)]
+    hybrids = [result(cutoffs=(k,), history=TRAINED) for k in (1, 2, 3)]
+    assert len(figures.plot_layers([*hybrids, *alone]).axes) == 2
 
 
 def test_a_ready_encoder_is_a_level_beside_the_curves():
