@@ -289,12 +289,11 @@ class HiddenStateCache:
         for spec, mask in wanted.items():
             wanted_keys = {keys[row] for row in np.flatnonzero(mask)}
             for file in self._index.open_files(self.model_folder(gemma), spec):
-                rows = [row for row, key in enumerate(file.keys) if key in wanted_keys]
-                intact = [row for row in rows if file.is_intact(row)]
-                wanted_keys -= {file.keys[row] for row in intact}
-                if intact:
-                    tokens = int(file.states.lengths[intact].sum())
-                    size = tokens * self._token_bytes(gemma, spec) + len(intact) * TEXT_BYTES
+                rows = file.intact_rows(wanted_keys)
+                wanted_keys -= rows.keys()
+                if rows:
+                    tokens = int(file.states.lengths[list(rows.values())].sum())
+                    size = tokens * self._token_bytes(gemma, spec) + len(rows) * TEXT_BYTES
                     useful[file.path] = size
         return useful
 

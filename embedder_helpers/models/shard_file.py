@@ -16,7 +16,7 @@ import hashlib
 import json
 import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +109,15 @@ class ShardFile:
         self.states = from_lengths(values, lengths)
         self._start = _start_checksum(path)
         self._is_intact = np.zeros(len(lengths), bool)  # as far as it was checked
+
+    def intact_rows(self, keys: Collection[bytes]) -> dict[bytes, int]:
+        """Rows of those texts that are here, by key; none of them if one is damaged.
+
+        So what is damaged is computed again with the texts that passed with it: on some CPUs the
+        last bits depend on these.
+        """
+        rows = {key: self.rows[key] for key in self.rows.keys() & keys}
+        return rows if all(map(self.is_intact, rows.values())) else {}
 
     def is_intact(self, row: int) -> bool:
         """Whether a text is what was written; of what once was, the bytes are not read again."""

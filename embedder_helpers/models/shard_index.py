@@ -59,10 +59,9 @@ class ShardIndex:
         wanted = {keys[text] for text in texts}
         places: dict[bytes, tuple[int, int]] = {}  # file and row
         for number, file in enumerate(files):
-            rows = ((key, file.rows[key]) for key in wanted & file.rows.keys())
-            new = {key: (number, row) for key, row in rows if file.is_intact(row)}
-            places |= new
-            wanted -= new.keys()  # what is damaged may be in another file too
+            rows = file.intact_rows(wanted)
+            places |= {key: (number, row) for key, row in rows.items()}
+            wanted -= rows.keys()  # what is damaged may be in another file too
         offsets, lengths = np.zeros((2, len(keys)), "int64")
         complete = np.zeros(len(keys), bool)
         for text in texts:
