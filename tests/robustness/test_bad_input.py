@@ -48,10 +48,14 @@ def trials(count):
 
 
 def train_nothing():
-    """Plan a sweep only: what is fuzzed is read before the first training."""
-    from embedder_helpers.experiments import sweep
+    """Plan a sweep or a verdict only: what is fuzzed is read before the first training."""
+    from embedder_helpers.experiments import sweep, verdict
+
+    def stop(*_):
+        raise InputError("nothing is trained here")
 
     sweep._run_all = lambda *_: {}
+    verdict._run = stop
 
 
 def orderly_commands(prepare=None):
@@ -247,11 +251,13 @@ paths = st.sampled_from(
 )  # fmt: skip
 options = st.sampled_from(
     ["--out", "--set", "--baselines", "--hours", "--on", "--text", "--file", "--text-column",
-     "--llm", "--to", "--results", "--public", "--dir", "--clear", "--org", "--help", "--"]
+     "--llm", "--to", "--results", "--public", "--dir", "--clear", "--org", "--help", "--",
+     "--seeds", "--sizes", "--encoder", "--cascade", "--cluster", "--cpus-per-worker", "--workers"]
 )  # fmt: skip
 commands = st.sampled_from(
-    ["sweep", "run", "estimate", "table", "report", "leaderboard", "mteb", "predict", "states"]
-)
+    ["sweep", "verdict", "run", "estimate", "table", "report", "leaderboard", "mteb", "predict",
+     "states"]
+)  # fmt: skip
 arguments = st.lists(
     st.tuples(options, paths | words).map(list) | (paths | words | options).map(lambda one: [one]),
     max_size=5,
@@ -261,7 +267,8 @@ usual = st.sampled_from(
      ["predict", "embedder", "--text", "rain"],
      ["predict", "embedder", "--file", "weather/test.jsonl"],
      ["publish", "embedder", "--dry-run", "--to", "hf:a/b"], ["states", "--dir", "states"],
-     ["sweep", "sweep.yaml", "--out", "out"], ["estimate", "sweep.yaml"]]
+     ["sweep", "sweep.yaml", "--out", "out"], ["estimate", "sweep.yaml"],
+     ["verdict", "sweep.yaml", "--out", "verdict"]]
 )  # fmt: skip
 command_lines = st.tuples(usual | commands.map(lambda name: [name]), arguments).map(
     lambda parts: parts[0] + parts[1]

@@ -27,8 +27,8 @@ def commands():
 
 
 def files_read_back(folder):
-    """The files that a later run reads: results, saved embedders, hidden states."""
-    patterns = ("out/*.json", "out/embedder-*/**/*", "states/**/k*")
+    """The files that a later run reads: results, predictions, saved embedders, hidden states."""
+    patterns = ("out/*.json", "out/predictions/*", "out/embedder-*/**/*", "states/**/k*")
     return sorted(
         path for pattern in patterns for path in folder.glob(pattern) if path.stat().st_size
     )

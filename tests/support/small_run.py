@@ -24,9 +24,9 @@ max_tokens: 32
 samples_per_label: 4
 learning_rate: 5.0e-4
 experiments:
-  - {kind: roberta_only, save_embedder: true}
+  - {kind: roberta_only, save_embedder: true, save_predictions: true}
   - {kind: gemma_only, llm_layers: 1, save_embedder: with_gemma}
-  - {kind: hybrid, llm_layers: 2, fusion: add, save_embedder: with_gemma}
+  - {kind: hybrid, llm_layers: 2, fusion: add, save_embedder: with_gemma, save_predictions: true}
 """
 
 
