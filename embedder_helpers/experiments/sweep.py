@@ -15,10 +15,11 @@ from embedder_helpers.config import Experiment
 from embedder_helpers.errors import InputError
 from embedder_helpers.experiments import session
 from embedder_helpers.experiments.plan import Outcome, Plan, Status, plan_all
+from embedder_helpers.models import use_marks
 from embedder_helpers.results import tables
 from embedder_helpers.results.result import Result, read_result
 from embedder_helpers.utils import environment
-from embedder_helpers.utils.files import writable_folder
+from embedder_helpers.utils.files import as_path, writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ def run_experiments(
     outcomes: dict[str, Outcome] = {}
     if todo:
         outcomes = _run_all(experiments, plans, todo, folder, until, cluster, cpus_per_worker)
+    else:  # a process that was killed after its last experiment may have left a mark
+        states = {plan.experiment.states_dir or environment.states_folder() for plan in plans}
+        for path in states:
+            use_marks.end_use(as_path(path))
     results = _collect(plans, outcomes)
     try:
         tables.write_csv(folder)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import h5py
@@ -26,6 +27,7 @@ from embedder_helpers.experiments import executor as executor_module
 from embedder_helpers.experiments import plan as plan_module
 from embedder_helpers.experiments.schedule import schedule
 from embedder_helpers.experiments.sweep import run_experiments
+from embedder_helpers.models.use_marks import PREFIX
 from embedder_helpers.results.result import read_result
 from embedder_helpers.utils.progress import OverallProgress
 
@@ -99,6 +101,9 @@ def mixed(tmp_path_factory):
     return MixedSweep(tmp_path_factory.mktemp("mixed"))
 
 
+PRINT_OWN_NAME = "from embedder_helpers.utils import processes; print(processes.own_name())"
+
+
 @pytest.fixture
 def nothing_runs(monkeypatch):
     monkeypatch.setattr(executor_module, "run_experiment", lambda *_: pytest.fail("runs"))
@@ -144,6 +149,16 @@ def test_finished_results_are_read_and_not_written_again(mixed, nothing_runs, lo
     assert again.failed == {} and again.results == mixed.results
     assert result_files(mixed.out) == before
     assert "5 experiments, 5 of them finished" in log.text
+
+
+def test_a_dead_process_leaves_no_mark_even_if_nothing_is_left_to_do(mixed, nothing_runs):
+    ended = subprocess.run(
+        [sys.executable, "-c", PRINT_OWN_NAME], capture_output=True, text=True, cwd=ROOT
+    )
+    mark = mixed.states / f"{PREFIX}alone-{uuid.uuid4().hex}.json"
+    mark.write_text(json.dumps({"process": ended.stdout.strip(), "files": []}))
+    run_experiments(mixed.finished, mixed.out)
+    assert not [*mixed.states.glob(f"{PREFIX}*")]
 
 
 def test_an_embedder_still_encodes_after_a_sweep_in_its_process(tiny_embedders, mixed, tmp_path):
