@@ -19,6 +19,7 @@ from pathlib import Path
 from embedder_helpers.errors import InputError
 from embedder_helpers.utils import processes
 from embedder_helpers.utils.files import atomic_write
+from embedder_helpers.utils.replacing import remove_leftovers
 
 PREFIX = "in-use-"
 TOUCH_SECONDS = 60
@@ -45,9 +46,11 @@ def own_mark(folder: Path) -> "UseMark":
 
 
 def end_use(folder: Path) -> None:
-    """Remove this process's mark in a folder, and those of dead processes."""
+    """Remove this process's mark in a folder, and all that dead processes left there."""
     own_mark(folder).remove()
     names_in_use(folder)
+    for model_folder in folder.glob("*/"):
+        remove_leftovers(model_folder)
 
 
 @functools.cache

@@ -101,6 +101,15 @@ def finish_interrupted(folder: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Finish what processes that were killed left in a folder, whatever they replaced there."""
+    with contextlib.suppress(OSError):
+        for work in folder.glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if not work.is_symlink() and not _is_alive(work):
+                    _clean(work, folder)
+
+
 def _finish_leftovers(path: Path) -> None:
     with contextlib.suppress(OSError):
         for work in path.parent.glob(f"{PREFIX}*"):

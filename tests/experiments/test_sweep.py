@@ -29,6 +29,7 @@ from embedder_helpers.experiments.schedule import schedule
 from embedder_helpers.experiments.sweep import run_experiments
 from embedder_helpers.models.use_marks import PREFIX
 from embedder_helpers.results.result import read_result
+from embedder_helpers.utils import replacing
 from embedder_helpers.utils.progress import OverallProgress
 
 pytestmark = pytest.mark.usefixtures("fast_experiments")
@@ -151,14 +152,19 @@ def test_finished_results_are_read_and_not_written_again(mixed, nothing_runs, lo
     assert "5 experiments, 5 of them finished" in log.text
 
 
-def test_a_dead_process_leaves_no_mark_even_if_nothing_is_left_to_do(mixed, nothing_runs):
+def test_a_dead_process_leaves_nothing_even_if_nothing_is_left_to_do(mixed, nothing_runs):
     ended = subprocess.run(
         [sys.executable, "-c", PRINT_OWN_NAME], capture_output=True, text=True, cwd=ROOT
     )
     mark = mixed.states / f"{PREFIX}alone-{uuid.uuid4().hex}.json"
     mark.write_text(json.dumps({"process": ended.stdout.strip(), "files": []}))
+    before = [path for path in mixed.states.rglob("*") if path != mark]
+    (model_folder, *_) = mixed.states.glob("*/")
+    work = model_folder / f"{replacing.PREFIX}{ended.stdout.strip()}-abc"
+    (work / "new").mkdir(parents=True)
+    (work / "new" / "k01.safetensors").touch()
     run_experiments(mixed.finished, mixed.out)
-    assert not [*mixed.states.glob(f"{PREFIX}*")]
+    assert sorted(mixed.states.rglob("*")) == sorted(before)
 
 
 def test_an_embedder_still_encodes_after_a_sweep_in_its_process(tiny_embedders, mixed, tmp_path):
