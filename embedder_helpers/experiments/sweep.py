@@ -78,7 +78,7 @@ def run_experiments(
     outcomes: dict[str, Outcome] = {}
     if todo:
         outcomes = _run_all(experiments, plans, todo, folder, until, cluster, cpus_per_worker)
-    else:  # a process that was killed after its last experiment may have left a mark
+    else:  # what a process left that was killed after its last experiment
         states = {plan.experiment.states_dir or environment.states_folder() for plan in plans}
         for path in states:
             use_marks.end_use(as_path(path))
