@@ -43,7 +43,7 @@ $(DEMO)/01_train_and_score.ipynb: $(NOTEBOOK) configs/quickstart.yaml $(SOURCES)
 	@mv $(DEMO)/executing.ipynb $@
 
 # TESTS: files or folders of tests; all of them if it is empty.
-test: $(VENV)/.dev  ## run the fast tests, in about five minutes
+test: $(VENV)/.dev  ## run the fast tests, in five to eight minutes
 	$(PYTEST) -m "not slow and not real" $(TESTS)
 
 test-slow: $(VENV)/.dev  ## run the tests that train for longer, execute notebooks, start or kill processes
